@@ -77,3 +77,18 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 
 pub mod proto;
+
+#[cfg(feature = "daemon")]
+pub mod clock;
+
+#[cfg(feature = "daemon")]
+pub mod config;
+
+#[cfg(feature = "daemon")]
+pub mod metrics;
+
+#[cfg(feature = "daemon")]
+pub mod store;
+
+#[cfg(feature = "daemon")]
+pub mod task;
