@@ -92,3 +92,6 @@ pub mod store;
 
 #[cfg(feature = "daemon")]
 pub mod task;
+
+#[cfg(feature = "daemon")]
+pub mod transport;
