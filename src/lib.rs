@@ -95,3 +95,6 @@ pub mod task;
 
 #[cfg(feature = "daemon")]
 pub mod transport;
+
+#[cfg(feature = "daemon")]
+pub mod sim;
