@@ -97,4 +97,7 @@ pub mod task;
 pub mod transport;
 
 #[cfg(feature = "daemon")]
+pub mod media;
+
+#[cfg(feature = "daemon")]
 pub mod sim;

@@ -1,0 +1,7 @@
+//! The media engine on real loopback sockets: what a receiver gets is the clip, byte for byte, in order and in time.
+//! `bed` feeds a stream slot by slot in virtual time and reads its receivers; `stream` tests one stream with its sinks,
+//! `hub` the hub with its workers.
+
+mod bed;
+mod hub;
+mod stream;
