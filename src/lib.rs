@@ -100,4 +100,10 @@ pub mod transport;
 pub mod media;
 
 #[cfg(feature = "daemon")]
+pub mod catalog;
+
+#[cfg(feature = "daemon")]
+pub mod southbound;
+
+#[cfg(feature = "daemon")]
 pub mod sim;

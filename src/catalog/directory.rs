@@ -1,0 +1,248 @@
+//! The directory: which channels and areas there are, and what is known of each channel's state.
+//! In: changes by `southbound` and the wiring (bounded queue). Out: a snapshot behind a `watch`. Owner: one task.
+//! Invariants: a state is what evidence said, with its time, never a stored row; readers never wait for the writer.
+
+use crate::media::SourceHandle;
+use crate::proto::manscdp::CatalogItem;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+/// Changes waiting to be applied: every camera changing at once, a few times over.
+const CHANGES: usize = 8192;
+
+/// What is known of a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelState {
+    /// None until the first evidence.
+    pub online: Option<bool>,
+    /// Fixed word: `ok`, `unreachable`, `unauthorised`, `stalled`, `no_video`, `not_probed`.
+    pub reason: &'static str,
+    /// What was seen, for people.
+    pub evidence: String,
+    /// When that was, Unix milliseconds.
+    pub since_ms: i64,
+}
+
+impl ChannelState {
+    /// Nothing known yet.
+    pub fn unknown() -> Self {
+        ChannelState { online: None, reason: "not_probed", evidence: String::new(), since_ms: 0 }
+    }
+}
+
+/// One camera channel.
+#[derive(Debug, Clone)]
+pub struct Channel {
+    /// Its 20-digit code.
+    pub id: Arc<str>,
+    /// Key of its area in the configuration.
+    pub area: Option<Arc<str>>,
+    /// Everything the catalogue says of it; status and parent are filled in per uplink.
+    pub item: Arc<CatalogItem>,
+    /// GB stream numbers it has: 0..streams.
+    pub streams: u8,
+    /// Who pulls it.
+    pub source: SourceHandle,
+    /// What is known.
+    pub state: ChannelState,
+    /// `rtsp`, later `gb28181` …
+    pub kind: &'static str,
+}
+
+/// A key area of the compound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Area {
+    /// Key in the configuration.
+    pub id: Arc<str>,
+    /// Name on the tree.
+    pub name: String,
+    /// Its virtual organisation code (type 216), minted once.
+    pub code: Arc<str>,
+}
+
+/// All of it, at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct DirectorySnapshot {
+    /// By channel id.
+    pub channels: BTreeMap<Arc<str>, Channel>,
+    /// In the order of the configuration.
+    pub areas: Vec<Area>,
+    /// Code of the business group (type 215) over all areas.
+    pub group: Option<Arc<str>>,
+    /// Name of that group.
+    pub group_name: String,
+}
+
+#[derive(Debug)]
+enum Change {
+    Put(Box<Channel>),
+    Remove(Arc<str>),
+    State(Arc<str>, ChannelState),
+    Areas { areas: Vec<Area>, group: Option<Arc<str>>, group_name: String },
+    Settle(oneshot::Sender<()>),
+}
+
+/// Changes the directory and reads it.
+#[derive(Debug, Clone)]
+pub struct DirectoryHandle {
+    tx: mpsc::Sender<Change>,
+    snapshot: watch::Receiver<Arc<DirectorySnapshot>>,
+}
+
+impl DirectoryHandle {
+    /// Adds or replaces a channel; a replaced one keeps its known state.
+    pub async fn put(&self, channel: Channel) {
+        let _ = self.tx.send(Change::Put(Box::new(channel))).await;
+    }
+    /// Takes a channel away.
+    pub async fn remove(&self, id: Arc<str>) {
+        let _ = self.tx.send(Change::Remove(id)).await;
+    }
+    /// New evidence. False when the queue is full (the next evidence will tell the same).
+    pub fn state(&self, id: Arc<str>, state: ChannelState) -> bool {
+        self.tx.try_send(Change::State(id, state)).is_ok()
+    }
+    /// The areas and their group.
+    pub async fn areas(&self, areas: Vec<Area>, group: Option<Arc<str>>, group_name: String) {
+        let _ = self.tx.send(Change::Areas { areas, group, group_name }).await;
+    }
+    /// Returns when everything asked for before is in the snapshot.
+    pub async fn settled(&self) {
+        let (done, settled) = oneshot::channel();
+        if self.tx.send(Change::Settle(done)).await.is_ok() {
+            let _ = settled.await;
+        }
+    }
+    /// The newest snapshot.
+    pub fn now(&self) -> Arc<DirectorySnapshot> {
+        self.snapshot.borrow().clone()
+    }
+    /// To be told of changes.
+    pub fn watch(&self) -> watch::Receiver<Arc<DirectorySnapshot>> {
+        self.snapshot.clone()
+    }
+}
+
+/// The owning task.
+#[derive(Debug)]
+pub struct Directory {
+    rx: mpsc::Receiver<Change>,
+    publish: watch::Sender<Arc<DirectorySnapshot>>,
+    state: DirectorySnapshot,
+}
+
+impl Directory {
+    /// An empty directory.
+    pub fn new() -> (Directory, DirectoryHandle) {
+        let (tx, rx) = mpsc::channel(CHANGES);
+        let (publish, snapshot) = watch::channel(Arc::default());
+        (Directory { rx, publish, state: DirectorySnapshot::default() }, DirectoryHandle { tx, snapshot })
+    }
+
+    /// Applies changes until cancelled. What is queued is applied together and published once.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                n = self.rx.recv_many(&mut batch, CHANGES) => if n == 0 { return },
+            }
+            let (mut changed, mut waiting) = (false, Vec::new());
+            for change in batch.drain(..) {
+                match change {
+                    Change::Settle(done) => waiting.push(done),
+                    change => changed |= apply(&mut self.state, change),
+                }
+            }
+            if changed {
+                self.publish.send_replace(Arc::new(self.state.clone()));
+            }
+            for done in waiting {
+                let _ = done.send(());
+            }
+        }
+    }
+}
+
+fn apply(state: &mut DirectorySnapshot, change: Change) -> bool {
+    match change {
+        Change::Put(mut channel) => {
+            if let Some(old) = state.channels.get(&channel.id) {
+                channel.state = old.state.clone();
+            }
+            state.channels.insert(channel.id.clone(), *channel);
+            true
+        }
+        Change::Remove(id) => state.channels.remove(&id).is_some(),
+        Change::State(id, new) => match state.channels.get_mut(&id) {
+            Some(channel) => {
+                let old = &channel.state;
+                if old.online == new.online && old.reason == new.reason {
+                    return false;
+                }
+                tracing::info!(
+                    channel = %id, online = new.online, reason = new.reason, evidence = %new.evidence, "channel state"
+                );
+                channel.state = new;
+                true
+            }
+            None => false,
+        },
+        Change::Areas { areas, group, group_name } => {
+            let changed = state.areas != areas || state.group != group || state.group_name != group_name;
+            state.areas = areas;
+            state.group = group;
+            state.group_name = group_name;
+            changed
+        }
+        Change::Settle(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::gb28181::DeviceId;
+
+    fn channel(id: &str, name: &str) -> Channel {
+        let (tx, _rx) = mpsc::channel(1);
+        Channel {
+            id: id.into(),
+            area: None,
+            item: Arc::new(CatalogItem::new(DeviceId::parse(id).unwrap(), name)),
+            streams: 1,
+            source: SourceHandle::new(tx),
+            state: ChannelState::unknown(),
+            kind: "rtsp",
+        }
+    }
+
+    #[tokio::test]
+    async fn changes_are_in_the_snapshot_once_settled_and_a_replaced_channel_keeps_its_state() {
+        let (directory, handle) = Directory::new();
+        let cancel = CancellationToken::new();
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn(directory.run(cancel.clone()));
+        let (id, other): (Arc<str>, Arc<str>) = ("41130000581320000001".into(), "41130000581320000002".into());
+        let up = ChannelState { online: Some(true), reason: "ok", evidence: "RTSP 200".into(), since_ms: 5 };
+        handle.put(channel(&id, "a")).await;
+        handle.put(channel(&other, "b")).await;
+        assert!(handle.state(id.clone(), up.clone()));
+        handle.put(channel(&id, "renamed")).await;
+        handle.remove(other.clone()).await;
+        handle.settled().await;
+        let now = handle.now();
+        assert!(!now.channels.contains_key(&other));
+        assert_eq!((now.channels[&id].item.name.as_str(), &now.channels[&id].state), ("renamed", &up));
+        // The same evidence again is no news.
+        assert!(handle.state(id, ChannelState { since_ms: 9, ..up }));
+        handle.settled().await;
+        assert!(Arc::ptr_eq(&now, &handle.now()));
+        cancel.cancel();
+        task.join_next().await.unwrap().unwrap();
+        handle.settled().await;
+    }
+}

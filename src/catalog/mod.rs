@@ -1,0 +1,10 @@
+//! What exists: channels and areas, their state, and what each upper platform sees of them.
+//!
+//! `southbound` and `northbound` meet here and never import each other: southbound puts channels in with the handle
+//! that pulls them, northbound reads snapshots. `view` is pure.
+
+mod directory;
+mod view;
+
+pub use directory::{Area, Channel, ChannelState, Directory, DirectoryHandle, DirectorySnapshot};
+pub use view::{NotShared, Share, View, ViewSpec, changes, shared_channel, view};

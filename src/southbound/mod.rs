@@ -1,0 +1,2 @@
+//! Southbound: the compound's cameras.
+pub mod rtsp;
