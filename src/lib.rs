@@ -103,6 +103,9 @@ pub mod media;
 pub mod catalog;
 
 #[cfg(feature = "daemon")]
+pub mod northbound;
+
+#[cfg(feature = "daemon")]
 pub mod southbound;
 
 #[cfg(feature = "daemon")]
