@@ -109,4 +109,7 @@ pub mod northbound;
 pub mod southbound;
 
 #[cfg(feature = "daemon")]
+pub mod console;
+
+#[cfg(feature = "daemon")]
 pub mod sim;
