@@ -80,16 +80,12 @@ pub mod proto;
 
 #[cfg(feature = "daemon")]
 pub mod clock;
-
 #[cfg(feature = "daemon")]
 pub mod config;
-
 #[cfg(feature = "daemon")]
 pub mod metrics;
-
 #[cfg(feature = "daemon")]
 pub mod store;
-
 #[cfg(feature = "daemon")]
 pub mod task;
 
@@ -104,12 +100,13 @@ pub mod catalog;
 
 #[cfg(feature = "daemon")]
 pub mod northbound;
-
 #[cfg(feature = "daemon")]
 pub mod southbound;
 
 #[cfg(feature = "daemon")]
 pub mod console;
-
 #[cfg(feature = "daemon")]
 pub mod sim;
+
+#[cfg(feature = "daemon")]
+pub mod app;

@@ -1,0 +1,280 @@
+//! `menshen demo` and `menshen sim`: the whole chain on loopback, or one end of it.
+//!
+//! The demo is the product itself between two simulators that speak the real protocols over real sockets: cameras of
+//! known content, and an upper platform that plays every camera over UDP and TCP and compares every picture.
+
+use super::cli::SimCommand;
+use super::wiring::{Gateway, StartOptions};
+use super::{COMMIT, Exit, complain, daemon, logging, say};
+use crate::clock;
+use crate::config::{self, Config, ProblemFormat, render_problems};
+use crate::proto::gb28181::{DeviceId, IdKind};
+use crate::proto::manscdp::CatalogItem;
+use crate::proto::sdp::MediaTransport;
+use crate::sim::check::{parse_transport, play_and_check, table_head, table_row};
+use crate::sim::clip::{Clip, ClipLibrary};
+use crate::sim::platform::{PlatformArgs, PlatformHandle, SimPlatform, SimPlatformConfig, run_platform};
+use crate::sim::rtsp_camera::{Account, Mount, SimCamera, SimCameraConfig};
+use std::future::Future;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// The demonstration's configuration, also a complete example.
+const DEMO: &str = include_str!("../../config/demo.toml");
+/// Registration, catalogue, first state of the cameras: seconds on any machine.
+const STEP: Duration = Duration::from_secs(20);
+/// Every transport, named from the receiver's side.
+const TRANSPORTS: [MediaTransport; 3] = [MediaTransport::Udp, MediaTransport::TcpPassive, MediaTransport::TcpActive];
+
+/// What the simulated camera serves.
+fn mounts() -> Vec<Mount> {
+    vec![
+        Mount::video("/h264", ClipLibrary::h264()).with_audio(ClipLibrary::pcma()),
+        Mount::video("/h265", ClipLibrary::h265()).with_audio(ClipLibrary::pcmu()),
+        Mount::video("/h264b", ClipLibrary::h264_bframes()).with_audio(ClipLibrary::aac()),
+    ]
+}
+
+/// The clip behind a mount's path.
+fn clip_of(path: &str) -> Option<Arc<Clip>> {
+    mounts().into_iter().find(|m| m.path == path).map(|m| m.video)
+}
+
+fn with_runtime(work: impl Future<Output = Exit>) -> Exit {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("menshen").build() {
+        Ok(runtime) => {
+            let exit = runtime.block_on(work);
+            runtime.shutdown_timeout(Duration::from_millis(200));
+            exit
+        }
+        Err(e) => {
+            complain(format_args!("cannot start the runtime: {e}"));
+            Exit::Internal
+        }
+    }
+}
+
+/// `menshen demo`.
+pub fn demo(seconds: u64) -> Exit {
+    if let Err(e) = logging::start(logging::Format::Text, "warn") {
+        complain(e);
+        return Exit::Internal;
+    }
+    with_runtime(async move {
+        match chain(Duration::from_secs(seconds)).await {
+            Ok(true) => Exit::Ok,
+            Ok(false) => Exit::CheckFailed,
+            Err((exit, text)) => {
+                complain(text);
+                exit
+            }
+        }
+    })
+}
+
+type Failure = (Exit, String);
+
+fn failed(text: impl std::fmt::Display) -> Failure {
+    (Exit::CheckFailed, text.to_string())
+}
+
+async fn chain(length: Duration) -> Result<bool, Failure> {
+    let mut config = demo_config()?;
+    let began = clock::now();
+
+    let account = config.cameras.first().map(|c| Account {
+        username: c.username.clone(),
+        password: c.password.as_ref().map(|p| p.expose().to_owned()).unwrap_or_default(),
+    });
+    let camera_config = SimCameraConfig { account, ..SimCameraConfig::on_loopback(mounts()) };
+    let camera = SimCamera::start(camera_config).await.map_err(|e| (Exit::Unavailable, e.to_string()))?;
+    say(format_args!(
+        "cameras   rtsp://{}/h264 /h265 /h264b (simulated, real H.264 and H.265 with sound)",
+        camera.addr
+    ));
+
+    let uplink = config.uplinks.first_mut().ok_or_else(|| failed("the demo has no uplink"))?;
+    let server_id = DeviceId::parse(uplink.server_id.as_str()).map_err(failed)?;
+    let local_id = DeviceId::parse(uplink.local_id.as_str()).map_err(failed)?;
+    let password = uplink.password.as_ref().map(|p| p.expose().to_owned());
+    let platform = SimPlatform::start(SimPlatformConfig::on_loopback(server_id, password.as_deref()))
+        .await
+        .map_err(|e| (Exit::Unavailable, e.to_string()))?;
+    uplink.server_addr = platform.addr();
+    say(format_args!("platform  {} listens on {} (simulated upper platform)", server_id, platform.addr()));
+
+    for section in &mut config.cameras {
+        let path = section.rtsp.as_deref().and_then(path_of).unwrap_or_default();
+        section.rtsp = Some(format!("rtsp://{}{path}", camera.addr));
+    }
+    config.sip.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    if std::net::TcpListener::bind(config.http.listen).is_err() {
+        // Somebody's gateway runs here already.
+        config.http.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    }
+    let paths: Vec<(DeviceId, Arc<Clip>)> = config
+        .cameras
+        .iter()
+        .filter_map(|c| {
+            let clip = c.rtsp.as_deref().and_then(path_of).and_then(|p| clip_of(&p))?;
+            Some((DeviceId::parse(c.id.as_str()).ok()?, clip))
+        })
+        .collect();
+    let options = StartOptions { ephemeral: true, seed: None, commit: COMMIT };
+    let gateway = Gateway::start(config, options).await.map_err(|e| (daemon::start_failed(&e), String::new()))?;
+    daemon::print_listeners(&gateway);
+
+    let handle = platform.handle();
+    let outcome = tokio::select! {
+        outcome = look(&handle, &local_id, &paths, length, began) => outcome,
+        why = gateway.fatal() => Err((Exit::Internal, why)),
+        _ = tokio::signal::ctrl_c() => Err((Exit::CheckFailed, "interrupted".into())),
+    };
+    gateway.shutdown().await;
+    let gone = handle.registration(&local_id).is_none_or(|l| !l.is_online());
+    say(format_args!("goodbye   {}", if gone { "unregistered" } else { "the platform still believes in us" }));
+    platform.stop().await;
+    camera.stop().await;
+    let ok = outcome? && gone;
+    say(if ok { "demo ok: every camera's pictures arrived whole" } else { "demo FAILED: see the rows above" });
+    Ok(ok)
+}
+
+async fn look(
+    platform: &PlatformHandle,
+    local_id: &DeviceId,
+    clips: &[(DeviceId, Arc<Clip>)],
+    length: Duration,
+    began: std::time::Instant,
+) -> Result<bool, Failure> {
+    platform.wait_registered(local_id, STEP).await.map_err(failed)?;
+    let after = clock::now().saturating_duration_since(began);
+    say(format_args!("register  {local_id} registered {} ms after the start", after.as_millis()));
+    let catalog = platform.query_catalog(local_id, STEP).await.map_err(failed)?;
+    let (items, sum) = (catalog.items.len(), catalog.sum_num.unwrap_or(0));
+    say(format_args!(
+        "catalogue {items} of {sum} items in {} messages, the largest {} bytes, {} ms",
+        catalog.messages,
+        catalog.max_message_bytes,
+        catalog.took.as_millis()
+    ));
+    for item in &catalog.items {
+        say(format_args!("          {} {}", item.device_id, item.name));
+    }
+    let channels: Vec<CatalogItem> =
+        catalog.items.into_iter().filter(|i| i.device_id.kind() == IdKind::Peripheral).collect();
+    let whole = items as u32 == sum && channels.len() == clips.len();
+    if !whole {
+        say("catalogue is not what was configured");
+    }
+    let colour = std::io::stdout().is_terminal();
+    say(format_args!("play      every camera over UDP and both TCP roles for {} s, all at once", length.as_secs()));
+    say(table_head().trim_end());
+    let rows = play_and_check(
+        platform,
+        local_id,
+        &channels,
+        |id| clips.iter().find(|(known, _)| known == id).map(|(_, clip)| clip.clone()),
+        &TRANSPORTS,
+        length,
+        |row| say(table_row(row, colour).trim_end()),
+    )
+    .await;
+    Ok(whole && rows.len() == clips.len() * TRANSPORTS.len() && rows.iter().all(|r| r.ok))
+}
+
+/// `/h264` of `rtsp://127.0.0.1:18554/h264`.
+fn path_of(url: &str) -> Option<String> {
+    url::Url::parse(url).ok().map(|u| u.path().to_owned())
+}
+
+fn demo_config() -> Result<Config, Failure> {
+    let now = clock::system_unix().as_secs() as i64;
+    let loaded = config::load_text(Path::new("demo.toml"), DEMO, std::iter::empty(), now);
+    loaded.config.ok_or_else(|| (Exit::Internal, render_problems(&loaded.problems, ProblemFormat::Text)))
+}
+
+/// `menshen sim …`.
+pub fn sim(which: SimCommand) -> Exit {
+    if let Err(e) = logging::start(logging::Format::Auto, "warn") {
+        complain(e);
+        return Exit::Internal;
+    }
+    match which {
+        SimCommand::Camera { listen, username, password } => with_runtime(sim_camera(listen, username.zip(password))),
+        SimCommand::Platform { listen, id, password, media, play } => {
+            let Ok(id) = DeviceId::parse(&id) else {
+                complain(format_args!("--id {id}: must be 20 digits"));
+                return Exit::Usage;
+            };
+            let transports: Option<Vec<MediaTransport>> = if media == "all" {
+                Some(TRANSPORTS.to_vec())
+            } else {
+                media.split(',').map(parse_transport).collect()
+            };
+            let Some(transports) = transports else {
+                complain(format_args!("--media {media}: must be udp, tcp-passive, tcp-active, a list of them, or all"));
+                return Exit::Usage;
+            };
+            let config = SimPlatformConfig {
+                listen,
+                password: (!password.is_empty()).then_some(password),
+                ..SimPlatformConfig::on_loopback(id, None)
+            };
+            let args = PlatformArgs {
+                config,
+                play: (play > 0).then(|| Duration::from_secs(play)),
+                transports,
+                clip_of: None,
+                colour: std::io::stdout().is_terminal(),
+            };
+            with_runtime(sim_platform(args))
+        }
+    }
+}
+
+async fn sim_camera(listen: SocketAddr, account: Option<(String, String)>) -> Exit {
+    let account = account.map(|(username, password)| Account { username, password });
+    let config = SimCameraConfig { listen, account, ..SimCameraConfig::on_loopback(mounts()) };
+    match SimCamera::start(config).await {
+        Ok(camera) => {
+            for mount in mounts() {
+                say(format_args!("rtsp://{}{}", camera.addr, mount.path));
+            }
+            let _ = tokio::signal::ctrl_c().await;
+            camera.stop().await;
+            Exit::Ok
+        }
+        Err(e) => {
+            complain(e);
+            Exit::Unavailable
+        }
+    }
+}
+
+async fn sim_platform(args: PlatformArgs) -> Exit {
+    let cancel = CancellationToken::new();
+    let stop = cancel.clone();
+    let mut out = std::io::stdout();
+    let run = run_platform(args, &mut out, cancel);
+    tokio::pin!(run);
+    let result = tokio::select! {
+        result = &mut run => result,
+        _ = tokio::signal::ctrl_c() => {
+            stop.cancel();
+            run.await
+        }
+    };
+    match result {
+        Ok(true) => Exit::Ok,
+        Ok(false) => Exit::CheckFailed,
+        Err(e) => {
+            complain(e);
+            Exit::Unavailable
+        }
+    }
+}
