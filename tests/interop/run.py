@@ -1,0 +1,657 @@
+#!/usr/bin/python3
+"""Interoperability: the gateway between peers that are not ours.
+
+South: GStreamer's RTSP server (H.264, H.265; G.711 A-law and mu-law, AAC; over TCP, one over UDP). North: SIPp as upper
+platform, directly over UDP, through Kamailio as a strict proxy, and directly over TCP. The PS that arrives is read by
+media.py, FFmpeg and GStreamer. All on loopback, below the kernel's ephemeral ports, in a temporary folder.
+
+usage: run.py [--menshen FILE] [--round NAME]... [--keep DIR]      exit status 0 only if everything held
+Needs the distribution's sip-tester, kamailio, ffmpeg, gstreamer1.0-tools, -plugins-{base,good,bad,ugly}, -libav,
+python3-gi and gir1.2-gst-rtsp-server-1.0.
+"""
+import argparse
+import concurrent.futures
+import contextlib
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+
+import media
+import siplog
+
+HERE = pathlib.Path(__file__).resolve().parent
+HOST, DOMAIN = "127.0.0.1", "4113000000"
+GATEWAY_ID, SERVER_ID, PASSWORD = "41130000582000000001", "41130000002000000002", "Interop-test-1"
+CAMERA_PASSWORD = "Pass-1234"
+SECONDS = 6  # of pictures in a call
+LATE = 5.2  # s after the others: between two key frames, and later than a cache would keep the first one
+FIRST_PICTURE = 1.5  # s after the ACK, from a camera that is pulled already
+KEEPALIVE = 5
+LIMIT = 235  # seconds for everything: a hang is a failure
+UDP_MESSAGE = 1300
+
+# (name, RTSP path, transport, video, audio)
+CAMERAS = [
+    ("东门枪机", "/h264_pcma", "tcp", "h264", "pcm_alaw"),
+    ("大厅半球", "/h265", "tcp", "hevc", None),
+    ("信访接待室", "/h264_aac", "tcp", "h264", "aac"),
+    ("机房通道", "/h265_pcmu", "udp", "hevc", "pcm_mulaw"),
+]
+# Cameras that are switched off fill the catalogue: more than one page, and Status OFF must be told.
+ABSENT = 26
+KINDS = {"udp": ("udp", None), "tcp passive": ("listen", "passive"), "tcp active": ("connect", "active")}
+
+
+def camera_id(number):
+    return f"411300005813200{number:05}"
+
+
+class Failure(Exception):
+    """Something did not hold."""
+
+
+class Results:
+    """The table: one line a check; a check that fails does not stop the others."""
+
+    def __init__(self):
+        self.rows = []
+
+    def add(self, where, what, problems, detail=""):
+        problems = [str(p) for p in problems]
+        self.rows.append((where, what, problems))
+        print(f"{'ok  ' if not problems else 'FAIL'} {where:<9} {what:<34} {detail}", flush=True)
+        for problem in problems:
+            print("     " + problem.replace("\n", "\n     "), flush=True)
+
+    @contextlib.contextmanager
+    def check(self, where, what):
+        """A body that raises has failed; what it puts into the list is told."""
+        problems, detail = [], []
+        try:
+            yield problems, detail
+        except Exception as e:  # a broken peer or parser is a failed check, not the end of the run
+            problems.append(f"{type(e).__name__}: {e}")
+        self.add(where, what, problems, " ".join(detail))
+
+    def failed(self):
+        return sum(1 for row in self.rows if row[2])
+
+
+class Processes:
+    """Every process this run started, and nothing else, is ended with it."""
+
+    def __init__(self, folder):
+        self.folder, self.running = folder, []
+
+    def start(self, name, *command, cwd=None):
+        log = open(self.folder / f"{name}.out", "wb")
+        process = subprocess.Popen([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                   cwd=cwd or self.folder)
+        process.log = pathlib.Path(log.name)
+        log.close()
+        self.running.append(process)
+        return process
+
+    def stop(self, process, seconds=5):
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def stop_all(self):
+        for process in reversed(self.running):
+            self.stop(process)
+
+
+def wait_for(what, condition, seconds):
+    """Polls until `condition` gives something true, and gives it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise Failure(f"{what}: not within {seconds} s")
+        time.sleep(0.05)
+
+
+class Ports:
+    """Ports of one block between 20000 and 32000 that are free for UDP and TCP."""
+
+    def __init__(self):
+        for base in range(20000, 31500, 500):
+            if all(self.is_free(base + n) for n in range(0, 60)):
+                self.base, self.next = base, base
+                return
+        raise Failure("no 60 free ports in a row between 20000 and 32000")
+
+    @staticmethod
+    def is_free(port):
+        try:
+            for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                with socket.socket(socket.AF_INET, kind) as probe:
+                    probe.bind((HOST, port))
+            return True
+        except OSError:
+            return False
+
+    def take(self, count=1):
+        port, self.next = self.next, self.next + count
+        if self.next > self.base + 299:
+            raise Failure("a block of 300 ports is used up")
+        return port
+
+    def take_even(self):
+        """An even port and the odd one after it: RTP and RTCP."""
+        if self.next % 2:
+            self.take()
+        return self.take(2)
+
+    def media_range(self):
+        return f"{self.base + 300}-{self.base + 499}"
+
+
+def configuration(folder, ports, cameras, gateway, http, platform, transport):
+    text = f"""
+[gateway]
+id = "{GATEWAY_ID}"
+name = "机关集中办公区"
+data_dir = "{folder / 'data'}"
+[sip]
+listen = "{HOST}:{gateway}"
+[media]
+port_range = "{ports.media_range()}"
+[http]
+listen = "{HOST}:{http}"
+[log]
+format = "text"
+level = "info"
+[[uplink]]
+name = "platform"
+server_id = "{SERVER_ID}"
+server_addr = "{HOST}:{platform}"
+password = "{PASSWORD}"
+transport = "{transport}"
+keepalive_interval = "{KEEPALIVE}s"
+"""
+    for number, (name, path, over, _, _) in enumerate(CAMERAS, 1):
+        text += f"""
+[[camera]]
+id = "{camera_id(number)}"
+name = "{name}"
+rtsp = "rtsp://{HOST}:{cameras}{path}"
+username = "admin"
+password = "{CAMERA_PASSWORD}"
+rtsp_transport = "{over}"
+"""
+    absent = ports.take()
+    for number in range(len(CAMERAS) + 1, len(CAMERAS) + ABSENT + 1):
+        text += f"""
+[[camera]]
+id = "{camera_id(number)}"
+name = "停用摄像机{number}号"
+rtsp = "rtsp://{HOST}:{absent}/off/{number}"
+probe_interval = "1h"
+"""
+    file = folder / "menshen.toml"
+    file.write_text(text)
+    file.chmod(0o600)
+    return file
+
+
+class Call:
+    """One session: SIPp's process, the media receiver, and what must come."""
+
+    def __init__(self, name, number, process, receiver, ssrc):
+        self.name, self.process, self.receiver, self.ssrc, self.title = name, process, receiver, ssrc, name
+        _, _, _, self.video, self.audio = CAMERAS[number - 1]
+
+
+class Round:
+    """The gateway's life at one platform: register, keepalive, catalogue, pictures, goodbye."""
+
+    def __init__(self, name, options, ports, cameras, folder, results, transport="udp", proxy=False, qop="", edition="2.0"):
+        self.name, self.results, self.ports = name, results, ports
+        self.transport, self.qop, self.edition = transport, qop, edition
+        self.folder = folder / name
+        self.folder.mkdir()
+        self.processes = Processes(self.folder)
+        self.gateway, self.http, self.platform = ports.take(), ports.take(), ports.take()
+        self.proxy = ports.take() if proxy else None
+        self.server = self.proxy or self.platform
+        self.calls = 0
+        self.config = configuration(self.folder, ports, cameras, self.gateway, self.http, self.server, transport)
+        self.menshen = options.menshen
+
+    # -- the peers --
+
+    def sipp(self, name, scenario, port, *more):
+        kind = "u1" if self.transport == "udp" else "t1"
+        target = [] if scenario == "registrar" else [f"{HOST}:{self.gateway}", "-m", "1", "-timeout", "40s", "-timeout_error"]
+        if target and self.proxy:
+            target += ["-rsa", f"{HOST}:{self.proxy}"]
+        keys = []
+        for key, value in {"server_id": SERVER_ID, "gateway_id": GATEWAY_ID, "domain": DOMAIN,
+                           "gateway": f"{HOST}:{self.gateway}"}.items():
+            keys += ["-key", key, value]
+        return self.processes.start(
+            name, "sipp", *target, "-sf", HERE / "sipp" / f"{scenario}.xml", "-t", kind, "-i", HOST, "-p", port, "-nostdin",
+            "-trace_msg", "-message_file", self.folder / f"{name}.msg", "-trace_err", "-error_file", self.folder / f"{name}.err",
+            "-deadcall_wait", "0", *keys, *more)
+
+    def messages(self, name="registrar"):
+        return siplog.read(self.folder / f"{name}.msg")
+
+    def from_gateway(self, method):
+        return [m for m in self.messages() if m.received and not m.is_response and m.method == method]
+
+    def bodies(self, cmd):
+        found = []
+        for message in self.from_gateway("MESSAGE"):
+            root, charset = siplog.xml(message.body)
+            if root.findtext("CmdType") == cmd:
+                found.append((message, root, charset))
+        return found
+
+    def start_peers(self):
+        if self.proxy:
+            text = (HERE / "kamailio.cfg").read_text()
+            for key, port in (("PROXY", self.proxy), ("GATEWAY", self.gateway), ("PLATFORM", self.platform)):
+                text = text.replace(f"@{key}@", str(port))
+            file = self.folder / "kamailio.cfg"
+            file.write_text(text)
+            self.kamailio = self.processes.start("kamailio", shutil.which("kamailio") or "/usr/sbin/kamailio", "-f", file, "-DD", "-E",
+                                                 "-m", "32", "-M", "4", "-Y", self.folder, "-P", self.folder / "kamailio.pid")
+            wait_for("Kamailio", lambda: not Ports.is_free(self.proxy), 5)
+        date = datetime.now().isoformat(timespec="milliseconds")
+        self.sipp("registrar", "registrar", self.platform, "-key", "username", GATEWAY_ID, "-key", "password", PASSWORD,
+                  "-key", "realm", DOMAIN, "-key", "qop", self.qop, "-key", "gbdate", date, "-key", "edition", self.edition)
+        wait_for("SIPp", lambda: not Ports.is_free(self.platform), 5)
+
+    # -- the checks --
+
+    def run(self):
+        try:
+            self.start_peers()
+            self.daemon = self.processes.start("menshen", self.menshen, "run", "-c", self.config)
+            self.started = time.time()
+            with self.results.check(self.name, "register with challenge") as (problems, detail):
+                self.register(problems, detail)
+            if self.results.rows[-1][2]:
+                return  # nothing else can hold
+            with self.results.check(self.name, "catalogue") as (problems, detail):
+                self.catalogue(problems, detail)
+            with self.results.check(self.name, "device information and status") as (problems, detail):
+                self.device_information(problems)
+            with self.results.check(self.name, "unknown channel refused") as (problems, detail):
+                self.unknown_channel(problems, detail)
+            self.play()
+            with self.results.check(self.name, "keepalive") as (problems, detail):
+                self.keepalive(problems, detail)
+            with self.results.check(self.name, "SIGTERM: BYE, unregister, exit") as (problems, detail):
+                self.goodbye(problems, detail)
+        finally:
+            if self.proxy:
+                with self.results.check(self.name, "what Kamailio says") as (problems, detail):
+                    self.proxy_log(problems, detail)
+            self.processes.stop_all()
+
+    def register(self, problems, detail):
+        def accepted():
+            return [m for m in self.messages() if m.is_response and m.method == "REGISTER" and m.status in (200, 403)]
+
+        answer = wait_for("an answer to REGISTER with credentials", accepted, 10)[0]
+        detail.append(f"{answer.time - self.started:.1f} s after start")
+        if answer.status != 200:
+            problems.append("SIPp's verifyauth refused the digest")
+        self.check_digest(0, problems)
+        first = self.from_gateway("REGISTER")[0]
+        if not self.proxy and self.transport == "udp" and "rport" not in first.header("Via"):
+            problems.append(f"no rport in Via: {first.header('Via')}")
+        for key, expected in (("From", f"sip:{GATEWAY_ID}@{DOMAIN}"), ("To", f"sip:{GATEWAY_ID}@{DOMAIN}"),
+                              ("Contact", f"sip:{GATEWAY_ID}@{HOST}:{self.gateway}"), ("X-GB-Ver", "3.0"), ("Expires", "3600")):
+            if expected not in first.header(key):
+                problems.append(f"{key}: {first.header(key)}: {expected} expected")
+        health = [self.menshen, "health", "--ready", "-c", self.config]
+        wait_for("health --ready", lambda: subprocess.run(health, capture_output=True, timeout=10).returncode == 0, 3)
+
+    def check_digest(self, since, problems):
+        """Each REGISTER with credentials after a 401, from message number `since` on."""
+        challenge, seen = None, 0
+        for message in self.messages()[since:]:
+            if message.status == 401:
+                challenge = message
+            elif challenge and message.received and message.method == "REGISTER":
+                seen += 1
+                wrong = siplog.digest_is_right(challenge.header("WWW-Authenticate"), message.header("Authorization"), "REGISTER",
+                                               message.start.split()[1], GATEWAY_ID, PASSWORD)
+                if wrong:
+                    problems.append(f"digest: {wrong}\n{message}")
+                if message.header("Call-ID") != challenge.header("Call-ID"):
+                    problems.append("the answer to the challenge has another Call-ID")
+                if int(message.header("CSeq").split()[0]) != int(challenge.header("CSeq").split()[0]) + 1:
+                    problems.append("the answer to the challenge does not count CSeq up by one")
+                challenge = None
+        if not seen:
+            problems.append("no REGISTER with credentials")
+
+    def query(self, cmd, sn):
+        name = f"query_{cmd}_{sn}"
+        process = self.sipp(name, "query", self.ports.take(), "-key", "cmd", cmd, "-key", "sn", str(sn))
+        code = process.wait(45)
+        if code:
+            raise Failure(f"SIPp says {code} to the query of {cmd}:\n{self.tail(name)}")
+
+    def tail(self, name):
+        """What SIPp noted as an error, and the last messages."""
+        error = self.folder / f"{name}.err"
+        noted = error.read_text(errors="replace")[-600:] if error.exists() else ""
+        last = [m for m in self.messages(name) if m.received][-1:]
+        return (noted[:600] + "\n".join(str(m) for m in last))[:1500]
+
+    def catalogue(self, problems, detail):
+        # Absent cameras count as off after two failed looks, one second apart.
+        wait_for("the absent cameras' fault", lambda: self.bodies("Keepalive"), 8)
+        time.sleep(1)
+        sn = 1700
+        self.query("Catalog", sn)
+
+        def complete():
+            pages = self.bodies("Catalog")
+            return pages if sum(int(p[1].find("DeviceList").get("Num")) for p in pages) >= int(pages[0][1].findtext("SumNum")) else None
+
+        pages = wait_for("all pages of the catalogue", lambda: self.bodies("Catalog") and complete(), 10)
+        items = {}
+        for message, root, charset in pages:
+            expected = "GB18030" if self.edition == "3.0" else "GB2312"
+            if charset.upper() != expected:
+                problems.append(f"charset {charset}, not {expected}")
+            if root.tag != "Response" or root.findtext("SN") != str(sn) or root.findtext("DeviceID") != GATEWAY_ID:
+                problems.append(f"not our query's answer:\n{message}")
+            listed = root.find("DeviceList").findall("Item")
+            if len(listed) != int(root.find("DeviceList").get("Num")):
+                problems.append(f"Num {root.find('DeviceList').get('Num')}, {len(listed)} items")
+            for item in listed:
+                if item.findtext("DeviceID") in items:
+                    problems.append(f"{item.findtext('DeviceID')} twice")
+                items[item.findtext("DeviceID")] = item
+            if self.transport == "udp" and not self.proxy and message.size > UDP_MESSAGE:
+                problems.append(f"a page of {message.size} bytes")
+        totals = {root.findtext("SumNum") for _, root, _ in pages}
+        if totals != {str(len(items))}:
+            problems.append(f"SumNum {totals}, {len(items)} items came")
+        if len({m.header("Call-ID") for m, _, _ in pages}) != len(pages):
+            problems.append("two pages have the same Call-ID")
+        for number in range(1, len(CAMERAS) + ABSENT + 1):
+            item = items.get(camera_id(number))
+            known = number <= len(CAMERAS)
+            name = CAMERAS[number - 1][0] if known else f"停用摄像机{number}号"
+            if item is None or item.findtext("Name") != name or item.findtext("ParentID") != GATEWAY_ID:
+                problems.append(f"{camera_id(number)} is missing or not as configured")
+            elif item.findtext("Status") != ("ON" if known else "OFF"):
+                problems.append(f"{name} has Status {item.findtext('Status')}")
+        largest = max(m.size for m, _, _ in pages)
+        detail.append(f"{len(items)} items, {len(pages)} pages, largest {largest} bytes, {pages[0][2]}")
+
+    def device_information(self, problems):
+        for number, cmd in enumerate(("DeviceInfo", "DeviceStatus"), 1800):
+            self.query(cmd, number)
+            _, root, _ = wait_for(f"the answer to {cmd}", lambda: self.bodies(cmd), 5)[0]
+            if root.findtext("SN") != str(number) or root.findtext("Result") != "OK":
+                problems.append(f"{cmd}: SN {root.findtext('SN')}, Result {root.findtext('Result')}")
+            if cmd == "DeviceInfo" and root.findtext("DeviceName") != "机关集中办公区":
+                problems.append(f"DeviceName {root.findtext('DeviceName')}")
+
+    def unknown_channel(self, problems, detail):
+        name = "unknown"
+        code = self.sipp(name, "unknown_channel", self.ports.take(), "-key", "camera", camera_id(999), "-key", "port",
+                         str(self.ports.take_even()), "-key", "y", self.next_y()).wait(45)
+        if code:
+            problems.append(f"SIPp says {code}:\n{self.tail(name)}")
+        detail += [m.start for m in self.messages(name) if m.status == 404][:1]
+
+    def next_y(self):
+        self.calls += 1
+        return f"0{SERVER_ID[3:8]}{self.calls:04}"
+
+    def call(self, name, scenario, number, kind, setup=None):
+        port = self.ports.take_even()
+        y = self.next_y()
+        receiver = media.Receiver(kind, port)
+        more = ["-key", "setup", setup] if setup else []
+        process = self.sipp(name, scenario, self.ports.take(), "-d", str(SECONDS * 1000), "-key", "camera", camera_id(number),
+                            "-key", "port", str(port), "-key", "y", y, *more)
+        return Call(name, number, process, receiver, int(y))
+
+    def answer(self, name):
+        """The 200 of an INVITE, once it is there."""
+        return next((m for m in self.messages(name) if m.status == 200 and m.method == "INVITE"), None)
+
+    def wanted(self):
+        """(camera, kind, seconds after the first): the late ones join a stream that is running."""
+        if self.transport == "tcp":
+            return [(1, "udp", 0), (2, "tcp passive", 0)]
+        all_kinds = [(number, kind, 0) for number in range(1, len(CAMERAS) + 1) for kind in KINDS]
+        return all_kinds + [(1, "udp", LATE), (2, "udp", LATE)]
+
+    def play(self):
+        calls, due = {}, self.wanted()
+        begin = time.monotonic()
+        while due or any(call.process.poll() is None for call in calls.values()):
+            now = time.monotonic() - begin
+            while due and due[0][2] <= now:
+                number, kind, late = due.pop(0)
+                receive, setup = KINDS[kind]
+                name = f"play_{number}_{kind.replace(' ', '_')}{'_late' if late else ''}"
+                calls[name] = self.call(name, "play_tcp" if setup else "play_udp", number, receive, setup)
+                calls[name].title = kind + (" late" if late else "")
+            for name, call in calls.items():
+                if call.receiver.kind == "connect" and not call.receiver.target and (answer := self.answer(name)):
+                    port = next(value.split()[1] for letter, value in siplog.sdp(answer.body) if letter == "m")
+                    call.receiver.connect((HOST, int(port)))
+            if now > LATE + SECONDS + 25:
+                break
+            time.sleep(0.02)
+        # Nothing may come after the BYE was answered: the receivers stay open a little longer.
+        time.sleep(0.5)
+        for call in calls.values():
+            call.receiver.finish()
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            for row in pool.map(self.judge, calls.values()):
+                self.results.add(self.name, *row)
+
+    def judge(self, call):
+        what = f"{call.video}{'+' + call.audio if call.audio else ''} by {call.title}"
+        try:
+            return what, *self.judge_call(call)
+        except Exception as e:  # as in Results.check
+            return what, [f"{type(e).__name__}: {e}"], ""
+
+    def judge_call(self, call):
+        name, receiver, problems = call.name, call.receiver, []
+        if call.process.poll() != 0:
+            problems.append(f"SIPp says {call.process.poll()}:\n{self.tail(name)}")
+        answer = self.answer(name)
+        if answer is None:
+            return problems + ["no 200 to the INVITE"], ""
+        self.check_answer(answer, call, problems)
+        messages = self.messages(name)
+        acknowledged = next(m.time for m in messages if not m.is_response and m.method == "ACK")
+        ended = next((m.time for m in messages if m.status == 200 and m.method == "BYE"), None)
+        if receiver.packets and receiver.packets[0][0] < acknowledged - 0.005:
+            problems.append("media before the ACK")
+        if ended and receiver.packets and receiver.packets[-1][0] > ended + 0.1:
+            problems.append(f"media {receiver.packets[-1][0] - ended:.2f} s after the BYE's answer")
+        stream = media.Stream(receiver, call.ssrc)
+        problems += stream.problems
+        if stream.seconds() < 5:
+            problems.append(f"{stream.seconds():.1f} s of stream, 5 wanted")
+        if stream.video < 25 * 5 * 0.9 or stream.key_frames < 5:
+            problems.append(f"{stream.video} pictures, {stream.key_frames} key frames: 25 and 1 a second are made")
+        if stream.codec(0xE0) != call.video or (call.audio and (stream.codec(0xC0) != call.audio or not stream.audio)):
+            problems.append(f"stream map {stream.types}, {stream.audio} audio frames")
+        if not stream.frames:
+            return problems, ""
+        file = self.folder / f"{name}.ps"
+        stream.write(file)
+        by_ffmpeg, by_gstreamer, wrong = media.decode(file, stream)
+        first = (stream.frames[0].time - acknowledged) * 1000
+        if first > FIRST_PICTURE * 1000:
+            problems.append(f"the first picture {first:.0f} ms after the ACK")
+        detail = (f"{stream.video} pictures ({stream.key_frames} key), {stream.audio} audio, {len(receiver.packets)} packets, "
+                  f"{len(receiver.reports)} SR; FFmpeg {by_ffmpeg}, GStreamer {by_gstreamer}; first {first:.0f} ms after ACK")
+        return problems + wrong, detail
+
+    def check_answer(self, answer, call, problems):
+        lines, ssrc, receiver = siplog.sdp(answer.body), call.ssrc, call.receiver
+        values = {letter: value for letter, value in lines if letter != "a"}
+        attributes = [value for letter, value in lines if letter == "a"]
+        proto = "RTP/AVP" if receiver.kind == "udp" else "TCP/RTP/AVP"
+        m = values["m"].split()
+        if m[0] != "video" or m[2:] != [proto, "96"] or not 20000 <= int(m[1]) <= 32000:
+            problems.append(f"m={values['m']}")
+        if values.get("y") != f"{ssrc:010}":
+            problems.append(f"y={values.get('y')}, asked for {ssrc:010}")
+        if values.get("s") != "Play" or values.get("c") != f"IN IP4 {HOST}" or not values.get("f", "").startswith("v/"):
+            problems.append(f"s, c or f: {values}")
+        expected = {"sendonly", "rtpmap:96 PS/90000"}
+        if receiver.kind != "udp":
+            expected |= {"setup:" + ("active" if receiver.kind == "listen" else "passive")}
+        if not expected <= set(attributes):
+            problems.append(f"attributes {attributes}: {sorted(expected - set(attributes))} missing")
+        if [letter for letter, _ in lines][:2] != ["v", "o"] or lines[-1][0] not in "yf":
+            problems.append("order of lines: " + " ".join(letter for letter, _ in lines))
+        if receiver.sources and {source[1] for source in receiver.sources} != {int(m[1])}:
+            problems.append(f"media from {receiver.sources}, the answer says port {m[1]}")
+
+    def keepalive(self, problems, detail):
+        def two():
+            return [k for k in self.bodies("Keepalive") if k[0].time > self.started + KEEPALIVE + 1][1:]
+
+        wait_for("keepalives", two, 3 * KEEPALIVE)
+        beats = self.bodies("Keepalive")
+        for message, root, _ in beats:
+            if root.tag != "Notify" or root.findtext("DeviceID") != GATEWAY_ID or root.findtext("Status") != "OK":
+                problems.append(f"not a keepalive of ours:\n{message}")
+        if len({root.findtext("SN") for _, root, _ in beats}) != len(beats):
+            problems.append("two keepalives have the same SN")
+        gaps = [round(b[0].time - a[0].time, 1) for a, b in zip(beats, beats[1:])]
+        if max(gaps) > KEEPALIVE + 1:
+            problems.append(f"gaps of {gaps} s")
+        detail.append(f"{len(beats)}, gaps of {gaps} s")
+
+    def goodbye(self, problems, detail):
+        name = "until_bye"
+        call = self.call(name, "play_until_bye", 1, "udp")
+        process, receiver = call.process, call.receiver
+        wait_for("media", lambda: len(receiver.packets) > 20, 10)
+        since = len(self.messages())
+        begin = time.monotonic()
+        self.daemon.send_signal(signal.SIGTERM)
+        try:
+            code = self.daemon.wait(10)
+            detail.append(f"exit {code} after {time.monotonic() - begin:.1f} s")
+            if code:
+                problems.append(f"exit status {code}")
+        except subprocess.TimeoutExpired:
+            problems.append("still running 10 s after SIGTERM")
+        try:
+            if process.wait(3):
+                problems.append(f"SIPp saw no good BYE:\n{self.tail(name)}")
+        except subprocess.TimeoutExpired:
+            problems.append(f"no BYE:\n{self.tail(name)}")
+        receiver.finish()
+        time.sleep(0.2)
+        after = self.messages()[since:]
+        last = [m for m in after if m.received and m.method == "REGISTER"]
+        if not last or {m.header("Expires") for m in last} != {"0"}:
+            problems.append(f"REGISTER with Expires {[m.header('Expires') for m in last]}, 0 wanted")
+        if not any(m.status == 200 and m.method == "REGISTER" for m in after):
+            problems.append("the unregistering did not end in a 200")
+        self.check_digest(since, problems)
+
+    def proxy_log(self, problems, detail):
+        self.processes.stop(self.kamailio)
+        text = self.kamailio.log.read_text(errors="replace")
+        lines = text.splitlines()
+        passed = [line.split("PASSED ")[1] for line in lines if "PASSED " in line]
+        # Everything but its own notices is a complaint: its parsers name what they cannot read as ERROR or WARNING.
+        for number, line in enumerate(lines):
+            if any(word in line for word in ("REFUSED", "BAD ", "ERROR", "CRITICAL", "WARNING", "BUG")):
+                problems.append("\n".join(lines[number:number + 16]))
+                if len(problems) == 3:
+                    break
+        counts = {}
+        for line in passed:
+            kind = line.split(" ")[0] if not line[0].isdigit() else "replies"
+            counts[kind] = counts.get(kind, 0) + 1
+        for method in ("REGISTER", "MESSAGE", "INVITE", "ACK", "BYE", "replies"):
+            if not counts.get(method):
+                problems.append(f"no {method} passed")
+        detail.append("passed " + ", ".join(f"{count} {method}" for method, count in counts.items()))
+
+
+def start_cameras(processes, port):
+    # The distribution's Python has the GStreamer bindings; another one that runs this file may not.
+    cameras = processes.start("cameras", "/usr/bin/python3", HERE / "rtspcam.py", "--port", port, "--password", CAMERA_PASSWORD)
+    wait_for("the RTSP cameras", lambda: "/h264_aac" in cameras.log.read_text() or cameras.poll() is not None, 20)
+    if cameras.poll() is not None:
+        raise Failure(f"the cameras ended: {cameras.log.read_text()}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--menshen", type=pathlib.Path, default=HERE.parent.parent / "target" / "release" / "menshen")
+    parser.add_argument("--round", action="append", choices=["direct", "kamailio", "sip-tcp"], help="only this one")
+    parser.add_argument("--keep", type=pathlib.Path, help="folder for logs, messages and streams; default: a temporary one")
+    options = parser.parse_args()
+    options.menshen = options.menshen.resolve()
+    missing = [tool for tool in ("sipp", "ffmpeg", "ffprobe", "gst-launch-1.0") if not shutil.which(tool)]
+    if not (shutil.which("kamailio") or pathlib.Path("/usr/sbin/kamailio").exists()):
+        missing.append("kamailio")
+    if missing or not options.menshen.exists():
+        sys.exit(f"missing: {', '.join(missing) or options.menshen}: see the head of {pathlib.Path(__file__).name}")
+
+    def too_long(*_):
+        raise SystemExit(f"not done after {LIMIT} s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(LIMIT)
+    begin = time.monotonic()
+    folder = options.keep or pathlib.Path(tempfile.mkdtemp(prefix="menshen-interop-"))
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    results, processes, ports = Results(), Processes(folder), Ports()
+    rounds = {
+        "direct": {},
+        "kamailio": {"proxy": True, "qop": ',algorithm=MD5,qop="auth"', "edition": "3.0"},
+        "sip-tcp": {"transport": "tcp"},
+    }
+    try:
+        port = ports.take()
+        start_cameras(processes, port)
+        for name in options.round or rounds:
+            Round(name, options, ports, port, folder, results, **rounds[name]).run()
+    finally:
+        processes.stop_all()
+    failed = results.failed()
+    print(f"{len(results.rows)} checks, {failed} failed, {time.monotonic() - begin:.0f} s")
+    if failed or not results.rows:
+        print(f"logs, messages and streams: {folder}")
+        return 1
+    if not options.keep:
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
