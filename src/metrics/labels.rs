@@ -54,23 +54,7 @@ impl CodeLabel {
 
 /// The method as a label: [RFC3261 7.1] methods are case-sensitive.
 pub(super) fn method(method: &str) -> &'static str {
-    const KNOWN: [&str; 14] = [
-        "REGISTER",
-        "MESSAGE",
-        "INVITE",
-        "ACK",
-        "BYE",
-        "CANCEL",
-        "INFO",
-        "OPTIONS",
-        "SUBSCRIBE",
-        "NOTIFY",
-        "UPDATE",
-        "PRACK",
-        "REFER",
-        "PUBLISH",
-    ];
-    KNOWN.into_iter().find(|known| *known == method).unwrap_or(OTHER)
+    crate::proto::sip::known_method(method).unwrap_or(OTHER)
 }
 
 macro_rules! label_enum {

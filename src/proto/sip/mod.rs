@@ -19,3 +19,26 @@ pub mod status;
 pub mod timer;
 mod transaction;
 pub mod write;
+
+/// The methods of SIP and its extensions, and the draft method `DO`, as a closed set to count by;
+/// case-sensitive [RFC3261 7.1]. Anything else is `None`.
+pub fn known_method(method: &str) -> Option<&'static str> {
+    const KNOWN: [&str; 15] = [
+        "REGISTER",
+        "MESSAGE",
+        "INVITE",
+        "ACK",
+        "BYE",
+        "CANCEL",
+        "INFO",
+        "SUBSCRIBE",
+        "NOTIFY",
+        "OPTIONS",
+        "UPDATE",
+        "PRACK",
+        "REFER",
+        "PUBLISH",
+        "DO",
+    ];
+    KNOWN.into_iter().find(|known| *known == method)
+}

@@ -188,24 +188,7 @@ impl fmt::Debug for Hooks {
 
 /// The method as a label out of a fixed set.
 pub(super) fn method_label(method: &str) -> &'static str {
-    const KNOWN: [&str; 15] = [
-        "REGISTER",
-        "MESSAGE",
-        "INVITE",
-        "ACK",
-        "BYE",
-        "CANCEL",
-        "INFO",
-        "SUBSCRIBE",
-        "NOTIFY",
-        "OPTIONS",
-        "UPDATE",
-        "PRACK",
-        "REFER",
-        "PUBLISH",
-        "DO",
-    ];
-    KNOWN.into_iter().find(|k| *k == method).unwrap_or("other")
+    crate::proto::sip::known_method(method).unwrap_or("other")
 }
 
 /// Kind and method of a message we wrote ourselves.
