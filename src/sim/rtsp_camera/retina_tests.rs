@@ -93,5 +93,6 @@ async fn retina_receives_every_clip_whole() {
     tokio::time::timeout(Duration::from_secs(30), test).await.expect("retina waits for what never comes");
     let counters = camera.handle.counters();
     assert_eq!((counters.describes, counters.plays, counters.teardowns, camera.handle.sessions()), (6, 6, 6, 0));
-    assert_eq!((counters.skipped, counters.send_errors, counters.auth_failures), (0, 0, 0));
+    // Not `send_errors`: a client closes its UDP ports before its TEARDOWN, and what is sent between the two is refused.
+    assert_eq!((counters.skipped, counters.auth_failures), (0, 0));
 }
