@@ -439,6 +439,7 @@ impl Track {
         let speed = shared.config.speed;
         let stalled = shared.faults.stall.load(Ordering::Relaxed);
         let jump = shared.faults.jump_ms.load(Ordering::Relaxed);
+        let first = self.next;
         loop {
             let due = began + self.content.due(self.next) / speed;
             if due > now {
@@ -451,15 +452,15 @@ impl Track {
         }
         let Some(last) = self.next.checked_sub(1) else { return };
         if !stalled && now >= self.next_report {
-            packets.push(&self.report(shared, last, now.duration_since(began), jump), true);
+            packets.push(&self.report(shared, first.min(last), now.duration_since(began), jump), true);
             self.next_report = now + REPORT_INTERVAL / speed;
         }
     }
 
-    /// A sender report for the moment unit `last` was due, so that the first one names the first picture's very time:
-    /// receivers count stream time from whichever of the two they see first.
-    fn report(&self, shared: &Shared, last: u64, elapsed: Duration, jump: i64) -> Vec<u8> {
-        let due = self.content.due(last);
+    /// A sender report for the moment unit `n` was due: the first of those it goes out with, so that the first report names
+    /// the first picture's very time. Receivers count stream time from whichever of the two they see first.
+    fn report(&self, shared: &Shared, n: u64, elapsed: Duration, jump: i64) -> Vec<u8> {
+        let due = self.content.due(n);
         let late = elapsed.saturating_sub(due / shared.config.speed);
         let wall = clock::system_unix().saturating_sub(late);
         let offset = shared.faults.wall_offset_ms.load(Ordering::Relaxed);
