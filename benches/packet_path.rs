@@ -441,7 +441,7 @@ fn run_ours(options: &Options, sinks: &Sinks, pictures: &Arc<Vec<Picture>>) -> R
     let (source, mut wants) = mpsc::channel(16);
     let source = SourceHandle::new(source);
     let (events, _heard) = mpsc::channel(1024);
-    let key = StreamKey { channel: "34020000001320000001".into(), number: 0 };
+    let key = StreamKey::live("34020000001320000001", 0);
     let subscribe = |(i, destination): (usize, &SocketAddr)| {
         let any = "127.0.0.1:0".parse().unwrap();
         let spec = SinkSpec {
@@ -464,7 +464,7 @@ fn run_ours(options: &Options, sinks: &Sinks, pictures: &Arc<Vec<Picture>>) -> R
     let answers: Vec<_> = sinks.addresses.iter().enumerate().map(subscribe).collect();
     let stop_pull = cancel.child_token();
     let leases: Vec<_> = runtime.block_on(async {
-        let Some(SourceRequest::Want { seat, .. }) = wants.recv().await else { panic!("the stream is wanted") };
+        let Some(SourceRequest::Want { seat }) = wants.recv().await else { panic!("the stream is wanted") };
         let pictures = Arc::clone(pictures);
         assert!(seat.run(stop_pull.clone(), move |feed| pull(feed, pictures)));
         let mut leases = Vec::new();

@@ -445,6 +445,7 @@ impl Gateway {
             streams: entry.config.streams.len().min(255) as u8,
             source: entry.source.clone(),
             state: ChannelState::unknown(),
+            commands: None,
             kind: "rtsp",
         };
         self.directory.put(channel).await;

@@ -2,6 +2,7 @@
 //! In: changes by `southbound` and the wiring (bounded queue). Out: a snapshot behind a `watch`. Owner: one task.
 //! Invariants: a state is what evidence said, with its time, never a stored row; readers never wait for the writer.
 
+use super::command::CommandHandle;
 use crate::media::SourceHandle;
 use crate::proto::manscdp::CatalogItem;
 use std::collections::BTreeMap;
@@ -45,6 +46,8 @@ pub struct Channel {
     pub streams: u8,
     /// Who pulls it.
     pub source: SourceHandle,
+    /// Who can be asked more of it; none for a camera that only streams.
+    pub commands: Option<CommandHandle>,
     /// What is known.
     pub state: ChannelState,
     /// `rtsp`, later `gb28181` …
@@ -216,6 +219,7 @@ mod tests {
             streams: 1,
             source: SourceHandle::new(tx),
             state: ChannelState::unknown(),
+            commands: None,
             kind: "rtsp",
         }
     }

@@ -216,6 +216,7 @@ mod tests {
             streams: 1,
             source: SourceHandle::new(tx),
             state: ChannelState { online: Some(online), ..ChannelState::unknown() },
+            commands: None,
             kind: "rtsp",
         }
     }

@@ -83,6 +83,7 @@ fn channel(id: &str, name: &str, online: Option<bool>) -> Channel {
         streams: 1,
         source: SourceHandle::new(mpsc::channel(1).0),
         state: ChannelState { online, reason: "ok", evidence: "200 OK".into(), since_ms: 7 },
+        commands: None,
         kind: "rtsp",
     }
 }
@@ -258,7 +259,7 @@ async fn the_description_has_the_fields_of_the_answers() {
             assert!(described.get(key).is_some(), "{schema}.{key}");
         }
     };
-    let (deps, key) = (&console.site.deps, StreamKey { channel: CAMERA.into(), number: 0 });
+    let (deps, key) = (&console.site.deps, StreamKey::live(CAMERA, 0));
     deps.hub.open(key, SourceHandle::new(mpsc::channel(1).0)).await.unwrap();
     let entry = AuditEntry::new(1, Actor::system("test"), "start", "gateway", "", Outcome::Ok);
     deps.store.audit(entry).await.unwrap();
@@ -313,7 +314,7 @@ async fn values_are_those_of_the_program() {
     );
     assert_eq!(console.json("/api/v1/channels?q=nothing").await["items"], serde_json::json!([]));
 
-    let key = StreamKey { channel: CAMERA.into(), number: 1 };
+    let key = StreamKey::live(CAMERA, 1);
     console.site.deps.hub.open(key, SourceHandle::new(mpsc::channel(1).0)).await.unwrap();
     let streams = console.json("/api/v1/streams").await;
     assert_eq!((&streams["count"], &streams["items"][0]["stream"]), (&1.into(), &1.into()));

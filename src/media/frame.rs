@@ -16,11 +16,21 @@ pub struct StreamKey {
     pub channel: Arc<str>,
     /// GB stream number: 0 main, 1 first sub stream …
     pub number: u8,
+    /// 0: live, shared by all viewers. Else a recording played for one viewer, numbered by its owner.
+    pub session: u64,
+}
+
+impl StreamKey {
+    /// The live stream of a channel.
+    pub fn live(channel: impl Into<Arc<str>>, number: u8) -> Self {
+        StreamKey { channel: channel.into(), number, session: 0 }
+    }
 }
 
 impl fmt::Display for StreamKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.channel, self.number)
+        write!(f, "{}/{}", self.channel, self.number)?;
+        if self.session == 0 { Ok(()) } else { write!(f, "#{}", self.session) }
     }
 }
 

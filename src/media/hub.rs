@@ -56,20 +56,18 @@ pub struct SourceFailure {
 pub enum SourceRequest {
     /// Somebody wants this stream: run its pull on the seat.
     Want {
-        /// GB stream number.
-        number: u8,
-        /// Where to run it.
+        /// Where to run it; its key says which.
         seat: Seat,
     },
     /// Nobody wants it any more; let it linger as configured.
     Idle {
-        /// GB stream number.
-        number: u8,
+        /// Which.
+        key: StreamKey,
     },
     /// A viewer asks for a key frame.
     KeyFrame {
-        /// GB stream number.
-        number: u8,
+        /// Which.
+        key: StreamKey,
     },
 }
 
@@ -424,7 +422,7 @@ impl Hub {
                 // With key frames this near the next one is as quick as any a camera could be made to send.
                 let near = |e: &&Entry| e.stats.gop.is_zero() || e.stats.gop > KEY_FRAME_NEAR;
                 if let Some(entry) = self.by_key.get(&key).and_then(|id| self.streams.get(id)).filter(near) {
-                    entry.source.send(SourceRequest::KeyFrame { number: key.number });
+                    entry.source.send(SourceRequest::KeyFrame { key });
                 }
             }
             HubInput::SourceFailed { stream, failure } => {
@@ -462,7 +460,7 @@ impl Hub {
                 }
                 if entry.sinks.is_empty() && entry.wanted {
                     entry.wanted = false;
-                    entry.owes_idle = !entry.source.send(SourceRequest::Idle { number: entry.key.number });
+                    entry.owes_idle = !entry.source.send(SourceRequest::Idle { key: entry.key.clone() });
                 }
             }
             HubInput::LongGop { stream } => {
@@ -479,7 +477,7 @@ impl Hub {
                 if let Some(entry) = self.streams.get_mut(&stream) {
                     entry.stats = stats;
                     if entry.owes_idle && !entry.wanted {
-                        entry.owes_idle = !entry.source.send(SourceRequest::Idle { number: entry.key.number });
+                        entry.owes_idle = !entry.source.send(SourceRequest::Idle { key: entry.key.clone() });
                     }
                     (self.hook)(&entry.key, Some(stats));
                 }
@@ -529,7 +527,7 @@ impl Hub {
         entry.sinks.push(sink);
         entry.source = source;
         if !entry.wanted || entry.failed {
-            let asked = entry.source.send(SourceRequest::Want { number: key.number, seat });
+            let asked = entry.source.send(SourceRequest::Want { seat });
             entry.wanted |= asked;
             entry.failed &= !asked;
             if !entry.wanted {

@@ -302,6 +302,7 @@ mod tests {
             streams: 1,
             source: SourceHandle::new(tx),
             state: ChannelState { online: Some(online), reason: "unreachable", ..ChannelState::unknown() },
+            commands: None,
             kind: "rtsp",
         };
         snapshot.channels.insert(channel.id.clone(), channel);

@@ -220,6 +220,7 @@ mod tests {
                     online: Some(*status == Status::On),
                     ..crate::catalog::ChannelState::unknown()
                 },
+                commands: None,
                 kind: "rtsp",
             };
             snapshot.channels.insert(channel.id.clone(), channel);

@@ -31,7 +31,7 @@ pub fn some_instant() -> Instant {
 }
 
 pub fn key() -> StreamKey {
-    StreamKey { channel: "34020000001320000001".into(), number: 0 }
+    StreamKey::live("34020000001320000001", 0)
 }
 
 pub fn tracks(video: &Clip, audio: Option<&AudioClip>) -> Tracks {

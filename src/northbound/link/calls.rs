@@ -196,7 +196,7 @@ impl Link {
             },
             events: self.sink_tx.clone(),
         };
-        let stream = StreamKey { channel: channel.id.clone(), number };
+        let stream = StreamKey::live(channel.id.clone(), number);
         let answer = self
             .deps
             .hub

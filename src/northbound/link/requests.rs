@@ -198,11 +198,11 @@ impl Link {
                 .calls
                 .values()
                 .filter(|c| c.channel == channel.id)
-                .map(|c| StreamKey { channel: channel.id.clone(), number: c.number })
+                .map(|c| StreamKey::live(channel.id.clone(), c.number))
                 .collect();
             if streams.is_empty() {
                 let number = stream_number(None, self.cfg.uplink.stream, channel.streams);
-                streams.push(StreamKey { channel: channel.id.clone(), number });
+                streams.push(StreamKey::live(channel.id.clone(), number));
             }
             streams.sort();
             streams.dedup();

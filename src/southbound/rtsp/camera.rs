@@ -84,7 +84,7 @@ impl Camera {
                 match output {
                     Output::StartPull(number, generation) => {
                         if let Entry::Vacant(vacant) = running.entry(number) {
-                            let key = StreamKey { channel: self.config.id.clone(), number };
+                            let key = StreamKey::live(self.config.id.clone(), number);
                             // Only keep-warm comes here without a seat; the hub answers without waiting for us.
                             match self.deps.hub.open(key, self.source.clone()).await {
                                 Some(seat) => drop(vacant.insert(Running { seat, cancel: None })),
@@ -162,15 +162,16 @@ impl Camera {
                 biased;
                 () = cancel.cancelled() => break,
                 Some(request) = self.requests.recv() => match request {
-                    SourceRequest::Want { number, seat } => {
+                    SourceRequest::Want { seat } => {
+                        let number = seat.key().number;
                         match running.get_mut(&number) {
                             Some(run) => run.seat = seat,
                             None => drop(running.insert(number, Running { seat, cancel: None })),
                         }
                         Input::Want(number)
                     }
-                    SourceRequest::Idle { number } => Input::Idle(number),
-                    SourceRequest::KeyFrame { number } => Input::KeyFrame(number),
+                    SourceRequest::Idle { key } => Input::Idle(key.number),
+                    SourceRequest::KeyFrame { key } => Input::KeyFrame(key.number),
                 },
                 Some((number, generation, event)) = events.recv() => match event {
                     PullEvent::Playing => Input::Playing(number, generation),

@@ -100,6 +100,7 @@ impl Rig {
             streams: count,
             source: source.clone(),
             state: ChannelState::unknown(),
+            commands: None,
             kind: "rtsp",
         };
         self.directory.put(channel).await;
@@ -126,7 +127,7 @@ impl Rig {
             meters: SinkMeters::default(),
             events: self.events_tx.clone(),
         };
-        let key = StreamKey { channel: camera.id.clone(), number };
+        let key = StreamKey::live(camera.id.clone(), number);
         let answer = self.hub.subscribe(key, spec, camera.source.clone())?;
         let ready = timeout(SOON, answer).await.expect("an answer comes").unwrap()?;
         ready.lease.start();
