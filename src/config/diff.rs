@@ -52,6 +52,8 @@ pub struct Diff {
     pub cameras: Changes,
     /// Uplinks by name; taken live.
     pub uplinks: Changes,
+    /// Devices that register with us; taken live.
+    pub devices_changed: bool,
     /// Areas; taken live.
     pub areas_changed: bool,
     /// `log.level` or `log.filter`; taken live.
@@ -87,12 +89,10 @@ pub fn diff(old: &Config, new: &Config) -> Diff {
     if old.registrar != new.registrar {
         restart.push("registrar".to_owned());
     }
-    if old.devices != new.devices {
-        restart.push("device".to_owned());
-    }
     Diff {
         cameras: Changes::between(&old.cameras, &new.cameras, |camera| camera.id.as_str()),
         uplinks: Changes::between(&old.uplinks, &new.uplinks, |uplink| uplink.name.as_str()),
+        devices_changed: old.devices != new.devices,
         areas_changed: old.areas != new.areas,
         log_level_changed: (old.log.level, &old.log.filter) != (new.log.level, &new.log.filter),
         restart_needed: restart,
@@ -145,6 +145,7 @@ mod tests {
         new.cameras.reverse();
         new.uplinks[0].password = Some(Secret::inline("y"));
         new.areas.push(Area::default());
+        new.devices.push(Default::default());
         new.log.level = LogLevel::Debug;
         let found = diff(&old, &new);
         assert_eq!(
@@ -152,7 +153,9 @@ mod tests {
             Changes { added: vec!["4".into()], removed: vec!["2".into()], changed: vec!["1".into()] }
         );
         assert_eq!(found.uplinks.changed, ["a"]);
-        assert!(found.areas_changed && found.log_level_changed && found.restart_needed.is_empty());
+        assert!(
+            found.devices_changed && found.areas_changed && found.log_level_changed && found.restart_needed.is_empty()
+        );
     }
 
     #[test]
@@ -164,10 +167,10 @@ mod tests {
         new.media.slot = Span::millis(5);
         new.http.admin_password = Some(Secret::inline("y"));
         new.log.format = LogFormat::Json;
-        new.devices.push(Default::default());
+        new.registrar = Some(Default::default());
         assert_eq!(
             diff(&old, &new).restart_needed,
-            ["gateway.name", "sip.listen", "media.slot", "http.admin_password", "log.format", "device"]
+            ["gateway.name", "sip.listen", "media.slot", "http.admin_password", "log.format", "registrar"]
         );
     }
 

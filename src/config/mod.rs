@@ -48,7 +48,7 @@ pub use log::{Log, LogFormat, LogLevel};
 pub use media::Media;
 pub use print::print_effective;
 pub use problem::{MAX_PROBLEMS, Problem, ProblemFormat, Severity, render_problems};
-pub use registrar::{Device, PendingPolicy, Registrar};
+pub use registrar::{Device, DeviceMedia, DevicePlane, DeviceSsrc, PendingPolicy, Registrar, SourcePolicy};
 pub use schema::is_taken_live;
 pub use secret::{MASK, Secret, SecretSource};
 pub use sip::{Sip, SipTls};
@@ -81,8 +81,8 @@ pub struct Config {
     pub areas: Vec<Area>,
     /// `[[camera]]`
     pub cameras: Vec<Camera>,
-    /// `[registrar]`, where it is written; not served yet.
+    /// `[registrar]`, where it is written.
     pub registrar: Option<Registrar>,
-    /// `[[device]]`; not served yet.
+    /// `[[device]]`
     pub devices: Vec<Device>,
 }

@@ -185,6 +185,7 @@ fn typed(table: &str, name: &str, item: &toml_edit::Item) -> Json {
         "camera" => json(serde_json::from_value::<Camera>(whole).unwrap()),
         "camera.file" => json(serde_json::from_value::<CameraFile>(whole).unwrap()),
         "registrar" => json(serde_json::from_value::<Registrar>(whole).unwrap()),
+        "device" => json(serde_json::from_value::<Device>(whole).unwrap()),
         other => panic!("no type for {other}"),
     };
     read[name].clone()

@@ -101,7 +101,7 @@ pub(super) fn without_indices(path: &str) -> String {
 /// Whether a change of this key (path without indices) is taken live; all others need a restart.
 pub fn is_taken_live(key: &str) -> bool {
     let section = key.split('.').next().unwrap_or(key);
-    matches!(section, "camera" | "uplink" | "area") || matches!(key, "log.level" | "log.filter")
+    matches!(section, "camera" | "uplink" | "area" | "device") || matches!(key, "log.level" | "log.filter")
 }
 
 /// How a key may be set from the environment.
@@ -240,6 +240,6 @@ mod tests {
     #[test]
     fn what_is_live() {
         assert!(is_taken_live("camera.file.mac") && is_taken_live("log.level") && is_taken_live("uplink"));
-        assert!(!is_taken_live("log.format") && !is_taken_live("sip.listen") && !is_taken_live("device"));
+        assert!(!is_taken_live("log.format") && !is_taken_live("sip.listen") && is_taken_live("device.max"));
     }
 }

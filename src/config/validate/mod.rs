@@ -8,6 +8,7 @@ mod camera;
 mod codes;
 mod files;
 mod network;
+mod registrar;
 mod uplink;
 
 #[cfg(test)]
@@ -19,7 +20,6 @@ use std::ops::RangeInclusive;
 use tracing_subscriber::EnvFilter;
 
 use super::problem::{Report, quoted};
-use super::registrar::Device;
 use super::time::TimeSource;
 use super::units::{Auto, ByteSize, Span};
 use super::{Config, MASK};
@@ -64,7 +64,7 @@ pub(super) fn validate(config: &Config, machine: &Machine, now_unix: i64, report
     log(config, report);
     areas(config, report);
     http(config, report);
-    registrar(config, report);
+    registrar::check(config, report);
     network::check(config, machine, report);
     codes::check_duplicates(config, report);
     uplink::check(config, report);
@@ -162,50 +162,6 @@ fn http(config: &Config, report: &mut Report) {
         ];
         for (key, _) in missing.iter().filter(|(_, missing)| *missing) {
             report.error(key, "missing", reason.clone(), "add it, or listen on 127.0.0.1");
-        }
-    }
-}
-
-fn registrar(config: &Config, report: &mut Report) {
-    /// More devices than this behind one prefix is a mistake in the prefix.
-    const MAX_DEVICES: u64 = 10_000;
-    const NOT_SERVED: &str = "devices are not served yet by this version";
-    const LEAVE_OUT: &str = "leave the table out, or wait for a later version";
-
-    if config.registrar.is_some() {
-        report.warning("registrar", "[registrar]", NOT_SERVED, LEAVE_OUT);
-    }
-    let mut seen = BTreeMap::new();
-    for (n, device) in config.devices.iter().enumerate() {
-        let at = format!("device[{n}]");
-        let Device { id, max, password, area } = device;
-        report.warning(&at, "[[device]]", NOT_SERVED, LEAVE_OUT);
-        let key = format!("{at}.id");
-        let prefix = id.strip_suffix('*');
-        let digits = prefix.unwrap_or(id);
-        let length_fits = if prefix.is_some() { (1..20).contains(&digits.len()) } else { digits.len() == 20 };
-        if id.is_empty() {
-            report.error(&key, "missing", "must be 20 digits, or a prefix with *", "write the device's code");
-        } else if !length_fits || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            report.error(&key, quoted(id), "must be 20 digits, or a prefix with *", "write the device's code");
-        } else if let Some(first) = seen.insert(id.as_str(), n) {
-            report.error(&key, quoted(id), format!("device[{first}] has the same id"), "write each device once");
-        }
-        let key = format!("{at}.max");
-        match (prefix.is_some(), max) {
-            (true, None) => report.error(&key, "missing", "is needed with a prefix", "write how many may match"),
-            (true, Some(max)) => number(&key, u64::from(*max), 1..=MAX_DEVICES, report),
-            (false, Some(max)) => {
-                report.error(&key, max.to_string(), "only fits a prefix with *", "leave it out");
-            }
-            (false, None) => {}
-        }
-        if password.is_none() {
-            let key = format!("{at}.password");
-            report.error(&key, "missing", "is needed, no device comes in without", "write what the device knows");
-        }
-        if let Some(area) = area {
-            area_exists(&format!("{at}.area"), area, area, config, report);
         }
     }
 }

@@ -653,10 +653,16 @@ fn catalogue_file_values() {
 }
 
 #[test]
-fn devices_are_read_checked_and_answered_with_a_warning() {
+fn devices_are_read_and_checked() {
     let device = |lines: &str| format!("{GOOD}\n[[device]]\n{lines}\n");
-    one_warning(&plus("[registrar]", "networks = [\"10.0.0.0/8\"]"), "registrar", "not served yet");
-    one_warning(&device("id = \"41130000581180000001\"\npassword = \"x\""), "device[0]", "not served yet");
+    assert!(load(&plus("[registrar]", "networks = [\"10.0.0.0/8\"]")).config.is_some());
+    let one = |line: &str| device(&format!("id = \"41130000581180000001\"\npassword = \"x\"\n{line}"));
+    assert!(load(&one("media = \"udp\"\nnetworks = [\"10.0.0.0/8\"]\nstandard = \"2011\"")).config.is_some());
+    one_error(&one("media = \"tcp\""), "device[0].media", "tcp_passive");
+    one_error(&one("keepalive_interval = \"1s\""), "device[0].keepalive_interval", "must be 5s to 1h");
+    one_error(&one("max_streams = 0"), "device[0].max_streams", "1 to 1000");
+    one_error(&one("catalog_interval = \"2d\""), "device[0].catalog_interval", "must be 1m to 1d");
+    one_error(&plus("[registrar]", "lockout_failures = 1"), "registrar.lockout_failures", "3 to 100");
     assert!(load(&device("id = \"4113000058118*\"\nmax = 4\npassword = \"x\"")).config.is_some());
     one_error(&plus("[registrar]", "networks = [\"lan\"]"), "registrar.networks[0]", "a network");
     one_error(&plus("[registrar]", "pending = \"add\""), "registrar.pending", "\"list\", \"refuse\"");

@@ -228,6 +228,7 @@ pub(super) fn route(cfg: &LinkConfig, peer: SocketAddr, server_id: &str) -> Rout
         server_id: Some(server_id.to_owned()),
         local_id: Some(cfg.uplink.local_id.to_string()),
         listener: Some(cfg.listener),
+        registrar: false,
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) enum Command {
     RegisterUser(UserId, Vec<Route>, Reply<mpsc::Receiver<SipEvent>>),
     SetRoutes(UserId, Vec<Route>, Reply<()>),
     RemoveUser(UserId, Reply<()>),
+    Claim(UserId, String, bool),
     Request { user: UserId, flow: Flow, via_sent_by: Option<String>, request: Request, reply: Reply<ClientTxId> },
     Ack { user: UserId, flow: Flow, via_sent_by: Option<String>, request: Request, reply: Reply<()> },
     Cancel(ClientTxId, Reply<()>),
@@ -88,6 +89,13 @@ impl SipHandle {
     /// [`HandleError::Stopped`], [`HandleError::UnknownUser`].
     pub async fn set_routes(&self, user: UserId, routes: Vec<Route>) -> Result<(), HandleError> {
         self.ask(|reply| Command::SetRoutes(user, routes, reply)).await
+    }
+
+    /// Requests whose From names `code` are `user`'s from now on (or, with `on` false, no longer), wherever they come from,
+    /// but for those of a platform another user's route names by address and code. Not answered: at the bound of 20,000
+    /// codes the claim has no effect.
+    pub async fn claim(&self, user: &UserId, code: &str, on: bool) {
+        let _ = self.commands.send(Command::Claim(user.clone(), code.to_owned(), on)).await;
     }
 
     /// Forgets `user`; its receiver ends.

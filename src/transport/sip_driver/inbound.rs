@@ -108,6 +108,7 @@ impl SipDriver {
                     from_user: from_user.as_deref(),
                     to_user: to_user.as_deref(),
                     uri_user: uri_user.as_deref(),
+                    register: request.method == "REGISTER",
                 };
                 let call_id = if in_dialog { request.headers.call_id() } else { None };
                 let user = self.routes.find(&marks, call_id).cloned();

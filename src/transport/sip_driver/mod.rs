@@ -297,6 +297,12 @@ impl SipDriver {
                 self.limiter.trust(now, self.routes.peer_ips());
                 let _ = reply.send(Ok(()));
             }
+            Command::Claim(user, code, true) => {
+                if !self.routes.claim(code, &user) {
+                    tracing::warn!(%user, "too many devices: this one is known by its address alone");
+                }
+            }
+            Command::Claim(user, code, false) => self.routes.unclaim(&code, &user),
             Command::Request { user, flow, via_sent_by, request, reply } => {
                 if !self.users.contains_key(&user) {
                     let _ = reply.send(Err(HandleError::UnknownUser(user)));

@@ -10,6 +10,9 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Users that have a dialog of the same Call-ID: two platforms may count from the same seed; more is no accident.
 const MAX_SHARERS: usize = 8;
+/// Codes users may claim: twice the devices one gateway serves. A claim beyond is refused; such a device is then known by
+/// its address alone.
+const MAX_CODES: usize = 20_000;
 /// Dialogs whose user is remembered; the oldest is forgotten first and then routed by its addresses like any request.
 const MAX_CALLS: usize = 20_000;
 
@@ -46,6 +49,8 @@ pub struct Route {
     pub local_id: Option<String>,
     /// The listener this peer is told to use.
     pub listener: Option<SocketAddr>,
+    /// Takes every REGISTER but those of a platform that another route names by address and code.
+    pub registrar: bool,
 }
 
 /// What a request says about whom it is for.
@@ -56,7 +61,11 @@ pub(super) struct Marks<'a> {
     pub from_user: Option<&'a str>,
     pub to_user: Option<&'a str>,
     pub uri_user: Option<&'a str>,
+    pub register: bool,
 }
+
+/// Weight of a named platform code.
+const SERVER: u8 = 16;
 
 impl Route {
     /// How well `marks` fit; `None` when the source does not.
@@ -86,6 +95,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct RouteTable {
     entries: Vec<Entry>,
+    /// Codes in From that belong to a user, whatever address they come from.
+    codes: HashMap<String, UserId>,
     /// By Call-ID.
     calls: HashMap<String, Vec<UserId>>,
     call_order: VecDeque<String>,
@@ -102,11 +113,29 @@ impl RouteTable {
 
     pub(super) fn remove(&mut self, user: &UserId) {
         self.entries.retain(|e| e.user != *user);
+        self.codes.retain(|_, owner| owner != user);
         self.calls.retain(|_, users| {
             users.retain(|u| u != user);
             !users.is_empty()
         });
         self.call_order.retain(|call_id| self.calls.contains_key(call_id));
+    }
+
+    /// From now on requests whose From names `code` are `user`'s, unless a route names that very platform. False at the
+    /// bound.
+    pub(super) fn claim(&mut self, code: String, user: &UserId) -> bool {
+        if self.codes.len() >= MAX_CODES && !self.codes.contains_key(&code) {
+            return false;
+        }
+        self.codes.insert(code, user.clone());
+        true
+    }
+
+    /// Takes a claim back.
+    pub(super) fn unclaim(&mut self, code: &str, user: &UserId) {
+        if self.codes.get(code) == Some(user) {
+            self.codes.remove(code);
+        }
     }
 
     /// Every address some route names.
@@ -118,21 +147,31 @@ impl RouteTable {
     /// one of that user's: some platforms write other codes into From and To of a BYE than into those of the INVITE.
     pub(super) fn find(&self, marks: &Marks<'_>, call_id: Option<&str>) -> Option<&UserId> {
         let users = call_id.and_then(|c| self.calls.get(c));
-        users.and_then(|users| self.best_of(marks, |user| users.contains(user))).or_else(|| self.best(marks))
+        users.and_then(|users| self.best_of(marks, |user| users.contains(user))).map(|(_, user)| user).or_else(|| {
+            let best = self.best_of(marks, |_| true);
+            let (score, user) = best.map_or((0, None), |(score, user)| (score, Some(user)));
+            if score >= SERVER {
+                return user;
+            }
+            let claimed = marks.from_user.and_then(|code| self.codes.get(code));
+            let registrar = || {
+                let takes = |e: &&Entry| e.routes.iter().any(|r| r.registrar && r.score(marks).is_some());
+                self.entries.iter().find(takes).filter(|_| marks.register).map(|e| &e.user)
+            };
+            claimed.or_else(registrar).or(user)
+        })
     }
 
     /// The user whose peer this address is, by address alone: whom an outgoing message without a name is counted for.
     pub(super) fn by_address(&self, local: SocketAddr, peer: SocketAddr) -> Option<&UserId> {
-        let marks = Marks { local, peer, from_user: None, to_user: None, uri_user: None };
+        let marks = Marks { local, peer, from_user: None, to_user: None, uri_user: None, register: false };
         let named = |e: &Entry| e.routes.iter().any(|r| r.peers.iter().any(|p| p.ip == peer.ip()));
-        self.best(&marks).filter(|user| self.entries.iter().any(|e| e.user == **user && named(e)))
+        self.best_of(&marks, |_| true)
+            .map(|(_, user)| user)
+            .filter(|user| self.entries.iter().any(|e| e.user == **user && named(e)))
     }
 
-    fn best(&self, marks: &Marks<'_>) -> Option<&UserId> {
-        self.best_of(marks, |_| true)
-    }
-
-    fn best_of(&self, marks: &Marks<'_>, among: impl Fn(&UserId) -> bool) -> Option<&UserId> {
+    fn best_of(&self, marks: &Marks<'_>, among: impl Fn(&UserId) -> bool) -> Option<(u8, &UserId)> {
         let mut best: Option<(u8, &UserId)> = None;
         for entry in self.entries.iter().filter(|e| among(&e.user)) {
             for route in &entry.routes {
@@ -143,7 +182,7 @@ impl RouteTable {
                 }
             }
         }
-        best.map(|(_, user)| user)
+        best
     }
 
     /// Remembers whose dialog `call_id` is.
@@ -183,6 +222,7 @@ mod tests {
             from_user: Some(from),
             to_user: Some(to),
             uri_user: None,
+            register: false,
         }
     }
 
@@ -191,7 +231,7 @@ mod tests {
             peers: vec![addr(peer).into()],
             server_id: server_id.map(str::to_string),
             local_id: local_id.map(str::to_string),
-            listener: None,
+            ..Route::default()
         }
     }
 
@@ -243,6 +283,37 @@ mod tests {
         assert_eq!(found(&table, &marks("10.0.0.1:5060", SERVER, LOCAL)), Some("psb"));
         assert_eq!(table.by_address(addr("0.0.0.0:5060"), addr("10.9.9.9:5060")), None);
         assert_eq!(table.by_address(addr("0.0.0.0:5060"), addr("10.0.0.1:1")).map(UserId::as_str), Some("psb"));
+    }
+
+    #[test]
+    fn devices_beside_a_platform_are_known_by_their_code_or_by_registering() {
+        let anyone = Route { local_id: Some(LOCAL.into()), registrar: true, ..Route::default() };
+        let mut table = table(vec![("registrar", anyone), ("psb", route("10.0.0.1:5060", Some(SERVER), Some(LOCAL)))]);
+        let device = "34020000001320000001";
+        // A device on the platform's own machine.
+        let register = Marks { register: true, ..marks("10.0.0.1:6060", device, device) };
+        assert_eq!(found(&table, &register), Some("registrar"));
+        let platform = Marks { register: true, ..marks("10.0.0.1:6060", SERVER, LOCAL) };
+        assert_eq!(found(&table, &platform), Some("psb"), "a platform is no device of ours");
+        let message = marks("10.0.0.1:6060", device, LOCAL);
+        assert_eq!(found(&table, &message), Some("psb"));
+        let registrar = UserId::new("registrar");
+        assert!(table.claim(device.into(), &registrar));
+        assert_eq!(found(&table, &message), Some("registrar"));
+        assert!(table.claim(SERVER.into(), &registrar));
+        assert_eq!(
+            found(&table, &marks("10.0.0.1:6060", SERVER, LOCAL)),
+            Some("psb"),
+            "nobody takes a platform's code"
+        );
+        table.unclaim(device, &registrar);
+        assert_eq!(found(&table, &message), Some("psb"));
+        for n in 0..MAX_CODES {
+            table.claim(n.to_string(), &registrar);
+        }
+        assert!(!table.claim("more".into(), &registrar) && table.claim("7".into(), &registrar));
+        table.remove(&registrar);
+        assert!(table.codes.is_empty());
     }
 
     #[test]
