@@ -105,7 +105,14 @@ impl StoreHandle {
 }
 
 /// `family`: the first thirteen digits.
-fn mint(conn: &Connection, kind: &str, key: &str, family: &str, network: u8, at: i64) -> Result<String, StoreError> {
+pub(super) fn mint(
+    conn: &Connection,
+    kind: &str,
+    key: &str,
+    family: &str,
+    network: u8,
+    at: i64,
+) -> Result<String, StoreError> {
     let known = conn
         .prepare_cached("SELECT code, retired_at IS NOT NULL FROM minted_id WHERE kind = ?1 AND key = ?2")?
         .query_row([kind, key], |row| Ok((row.get::<_, String>(0)?, row.get::<_, bool>(1)?)))

@@ -12,6 +12,7 @@
 
 mod audit;
 mod error;
+mod inventory;
 mod learnt;
 mod mint;
 mod schema;
@@ -22,6 +23,7 @@ pub use audit::{
     VerifyError, verify_audit,
 };
 pub use error::StoreError;
+pub use inventory::{ITEMS_MAX, NewItem, StoredBinding, StoredItem};
 pub use learnt::{LEARNT_KEYS_MAX, LEARNT_VALUE_MAX};
 pub use mint::{Minted, SERIAL_MAX};
 pub use thread::{Location, REQUESTS_MAX, StoreConfig, StoreHandle};

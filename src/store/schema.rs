@@ -25,7 +25,33 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a checkpoint the log file is cut to this many bytes, so that one burst does not keep its space for ever.
 const JOURNAL_SIZE_LIMIT: i64 = 16 * 1024 * 1024;
 
-const MIGRATIONS: &[M<'static>] = &[M::up(
+const MIGRATIONS: &[M<'static>] = &[M::up(FIRST), M::up(DEVICES)];
+
+const DEVICES: &str = "CREATE TABLE binding (
+         device        TEXT NOT NULL PRIMARY KEY,
+         contact       TEXT NOT NULL,
+         source        TEXT NOT NULL,
+         local         TEXT NOT NULL,
+         transport     TEXT NOT NULL,
+         expires_at    INTEGER NOT NULL,
+         registered_at INTEGER NOT NULL,
+         version       TEXT,
+         user_agent    TEXT
+     ) STRICT, WITHOUT ROWID;
+
+     CREATE TABLE device_item (
+         device  TEXT NOT NULL,
+         own_id  TEXT NOT NULL,
+         code    TEXT NOT NULL UNIQUE CHECK (length(code) = 20),
+         item    TEXT NOT NULL,
+         seen_at INTEGER NOT NULL,
+         gone_at INTEGER,
+         PRIMARY KEY (device, own_id)
+     ) STRICT;
+     CREATE TRIGGER device_item_keep BEFORE DELETE ON device_item
+         BEGIN SELECT RAISE(ABORT, 'an item keeps its code for ever: it is marked as gone, never deleted'); END;";
+
+const FIRST: &str =
     // 0x4D454E53, see APPLICATION_ID
     "PRAGMA application_id = 1296387667;
 
@@ -98,8 +124,7 @@ const MIGRATIONS: &[M<'static>] = &[M::up(
      CREATE TRIGGER audit_genesis_no_update BEFORE UPDATE ON audit_genesis
          BEGIN SELECT RAISE(ABORT, 'the beginning of the audit chain is never changed'); END;
      CREATE TRIGGER audit_genesis_no_delete BEFORE DELETE ON audit_genesis
-         BEGIN SELECT RAISE(ABORT, 'the beginning of the audit chain is never deleted'); END;",
-)];
+         BEGIN SELECT RAISE(ABORT, 'the beginning of the audit chain is never deleted'); END;";
 
 /// Opens `path` for writing, creating file (0600) and directory (0700) if they are not there.
 pub(super) fn open_file(path: &Path) -> Result<Connection, StoreError> {
