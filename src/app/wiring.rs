@@ -441,6 +441,7 @@ impl Gateway {
         let channel = Channel {
             id: id.into(),
             area: section.area.as_deref().map(Into::into),
+            parent: None,
             item: Arc::new(item),
             streams: entry.config.streams.len().min(255) as u8,
             source: entry.source.clone(),

@@ -40,6 +40,8 @@ pub struct Channel {
     pub id: Arc<str>,
     /// Key of its area in the configuration.
     pub area: Option<Arc<str>>,
+    /// Its place in its device's own tree: a node, if any.
+    pub parent: Option<Arc<str>>,
     /// Everything the catalogue says of it; status and parent are filled in per uplink.
     pub item: Arc<CatalogItem>,
     /// GB stream numbers it has: 0..streams.
@@ -52,6 +54,20 @@ pub struct Channel {
     pub state: ChannelState,
     /// `rtsp`, later `gb28181` …
     pub kind: &'static str,
+}
+
+/// What a device brings besides channels: itself, and the groups and systems of a lower platform's tree. Shown to an
+/// uplink only above channels it sees.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Its 20-digit code.
+    pub id: Arc<str>,
+    /// The node above it, if any. The owner sees to it that there is no circle.
+    pub parent: Option<Arc<str>>,
+    /// Everything the catalogue says of it; parent and status are filled in per uplink.
+    pub item: Arc<CatalogItem>,
+    /// Whether it is there now.
+    pub online: bool,
 }
 
 /// A key area of the compound.
@@ -70,6 +86,8 @@ pub struct Area {
 pub struct DirectorySnapshot {
     /// By channel id.
     pub channels: BTreeMap<Arc<str>, Channel>,
+    /// Nodes of devices' trees, by id.
+    pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
     /// In the order of the configuration.
     pub areas: Vec<Area>,
     /// Code of the business group (type 215) over all areas.
@@ -83,6 +101,7 @@ enum Change {
     Put(Box<Channel>),
     Remove(Arc<str>),
     State(Arc<str>, ChannelState),
+    Nodes { put: Vec<Node>, remove: Vec<Arc<str>> },
     Areas { areas: Vec<Area>, group: Option<Arc<str>>, group_name: String },
     Settle(oneshot::Sender<()>),
 }
@@ -102,6 +121,10 @@ impl DirectoryHandle {
     /// Takes a channel away.
     pub async fn remove(&self, id: Arc<str>) {
         let _ = self.tx.send(Change::Remove(id)).await;
+    }
+    /// Adds or replaces nodes, and takes others away.
+    pub async fn nodes(&self, put: Vec<Node>, remove: Vec<Arc<str>>) {
+        let _ = self.tx.send(Change::Nodes { put, remove }).await;
     }
     /// New evidence. False when the queue is full (the next evidence will tell the same).
     pub fn state(&self, id: Arc<str>, state: ChannelState) -> bool {
@@ -194,6 +217,19 @@ fn apply(state: &mut DirectorySnapshot, change: Change) -> bool {
             }
             None => false,
         },
+        Change::Nodes { put, remove } => {
+            let mut changed = false;
+            for id in remove {
+                changed |= state.nodes.remove(&id).is_some();
+            }
+            for node in put {
+                if state.nodes.get(&node.id).is_none_or(|old| **old != node) {
+                    state.nodes.insert(node.id.clone(), Arc::new(node));
+                    changed = true;
+                }
+            }
+            changed
+        }
         Change::Areas { areas, group, group_name } => {
             let changed = state.areas != areas || state.group != group || state.group_name != group_name;
             state.areas = areas;
@@ -215,6 +251,7 @@ mod tests {
         Channel {
             id: id.into(),
             area: None,
+            parent: None,
             item: Arc::new(CatalogItem::new(DeviceId::parse(id).unwrap(), name)),
             streams: 1,
             source: SourceHandle::new(tx),

@@ -3,7 +3,8 @@
 //! In: a directory snapshot and the uplink's sharing. Out: [`View`]. Pure: the console shows exactly this value.
 //! Invariants: parents come before children; a channel that is not shared is in no answer, no count, no notice.
 //! Tree: our system (type 200) is the root; with `groups` there is one business group (215) for the compound and a
-//! virtual organisation (216) for each area that has a shared channel; without such areas there is no group.
+//! virtual organisation (216) for each area that has a shared channel; without such areas there is no group. A channel of a
+//! device stands below its device (or its place in a lower platform's tree), unless it is shown in an area.
 
 use super::directory::{Channel, DirectorySnapshot};
 use crate::proto::gb28181::{DeviceId, IdKind, Version};
@@ -141,13 +142,18 @@ pub fn view(snapshot: &DirectorySnapshot, spec: &ViewSpec) -> View {
             out.push(item);
         }
     }
+    let mut placed: HashSet<&str> = HashSet::new();
     for channel in shared {
         let mut item: CatalogItem = CatalogItem::clone(&channel.item);
         let organisation = channel.area.as_deref().and_then(|a| organisations.get(a).copied());
+        let home = match organisation {
+            Some(_) if !spec.multi_parent => None,
+            _ => place(&mut out, snapshot, spec, channel.parent.as_deref(), &mut placed),
+        };
         item.parent_id = match organisation {
-            Some(o) if spec.multi_parent => vec![spec.local_id, o],
+            Some(o) if spec.multi_parent => vec![home.unwrap_or(spec.local_id), o],
             Some(o) => vec![o],
-            None => vec![spec.local_id],
+            None => vec![home.unwrap_or(spec.local_id)],
         };
         item.business_group_id = organisation.and(group);
         item.civil_code.get_or_insert_with(|| spec.civil_code.clone());
@@ -155,6 +161,55 @@ pub fn view(snapshot: &DirectorySnapshot, spec: &ViewSpec) -> View {
         out.push(item);
     }
     out
+}
+
+/// Nodes above a channel, at most: deeper trees are cut.
+const MAX_DEPTH: usize = 16;
+
+/// Puts the nodes from the root down to `id` into the view, those that are not there yet. Tells the code of `id`.
+fn place<'a>(
+    out: &mut View,
+    snapshot: &'a DirectorySnapshot,
+    spec: &ViewSpec,
+    id: Option<&'a str>,
+    placed: &mut HashSet<&'a str>,
+) -> Option<DeviceId> {
+    let mut chain = Vec::new();
+    let mut next = id;
+    while let Some(node) = next.and_then(|id| snapshot.nodes.get(id)) {
+        if chain.len() >= MAX_DEPTH {
+            break;
+        }
+        // Platforms before 2016 know no groups: what is in one is shown above it.
+        let group = matches!(node.item.device_id.kind(), IdKind::BusinessGroup | IdKind::VirtualOrganisation);
+        if !group || spec.version >= Version::V2011Amd {
+            chain.push(node);
+        }
+        next = node.parent.as_deref();
+    }
+    let mut parent = spec.local_id;
+    let mut group = None;
+    for node in chain.iter().rev() {
+        let code = node.item.device_id;
+        if code.kind() == IdKind::BusinessGroup {
+            group = Some(code);
+        }
+        if placed.insert(&node.id) {
+            let mut item = CatalogItem::clone(&node.item);
+            let organisation = code.kind() == IdKind::VirtualOrganisation;
+            item.business_group_id = group.filter(|_| organisation);
+            // The topmost organisation's parent is the business group itself [GB/T28181-2022 annex J].
+            item.parent_id = if organisation && group == Some(parent) { Vec::new() } else { vec![parent] };
+            item.civil_code.get_or_insert_with(|| spec.civil_code.clone());
+            if !matches!(code.kind(), IdKind::BusinessGroup | IdKind::VirtualOrganisation) {
+                item.status = Some(if node.online { Status::On } else { Status::Off });
+                item.parental = Some(true);
+            }
+            out.push(item);
+        }
+        parent = code;
+    }
+    (!chain.is_empty()).then_some(parent)
 }
 
 /// What a subscriber must be told to get from one view to the other.
@@ -212,6 +267,7 @@ mod tests {
         Channel {
             id: id.into(),
             area: area.map(Into::into),
+            parent: None,
             item: Arc::new(CatalogItem::new(DeviceId::parse(id).unwrap(), "c")),
             streams: 1,
             source: SourceHandle::new(tx),
@@ -284,6 +340,54 @@ mod tests {
         }
         let v = view(&snapshot(), &ViewSpec { share: vec![], ..spec() });
         assert_eq!(v.items().len(), 1, "the system alone");
+    }
+
+    #[test]
+    fn a_devices_tree_stands_above_its_channels_and_only_there() {
+        use super::super::directory::Node;
+        let mut s = snapshot();
+        let node = |id: &str, parent: Option<&str>| Node {
+            id: id.into(),
+            parent: parent.map(Into::into),
+            item: Arc::new(CatalogItem::new(DeviceId::parse(id).unwrap(), "n")),
+            online: true,
+        };
+        const PLATFORM: &str = "41130000002000000007";
+        const THEIR_GROUP: &str = "41130000002150000007";
+        const THEIR_ORG: &str = "41130000002160000007";
+        const NVR: &str = "41130000001180000001";
+        for n in [
+            node(PLATFORM, None),
+            node(THEIR_GROUP, Some(PLATFORM)),
+            node(THEIR_ORG, Some(THEIR_GROUP)),
+            node(NVR, Some(THEIR_ORG)),
+            node("41130000001180000002", None),
+        ] {
+            s.nodes.insert(n.id.clone(), Arc::new(n));
+        }
+        for (n, area) in [(5, None), (6, None), (7, Some("gate"))] {
+            let mut c = channel(&format!("4113000058132000000{n}"), area, true);
+            c.parent = Some(NVR.into());
+            s.channels.insert(c.id.clone(), c);
+        }
+        let v = view(&s, &spec());
+        let parents = |v: &View, id: &str| -> Vec<String> {
+            v.get(&DeviceId::parse(id).unwrap()).unwrap().parent_id.iter().map(|p| p.to_string()).collect()
+        };
+        let (five, seven) = ("41130000581320000005", "41130000581320000007");
+        assert_eq!(parents(&v, five), [NVR]);
+        assert_eq!((parents(&v, NVR), parents(&v, PLATFORM)), (vec![THEIR_ORG.to_owned()], vec![LOCAL.to_owned()]));
+        let org = v.get(&DeviceId::parse(THEIR_ORG).unwrap()).unwrap();
+        assert!(org.parent_id.is_empty() && org.business_group_id.unwrap().as_str() == THEIR_GROUP);
+        assert_eq!(parents(&v, seven), [GATE], "shown in its area");
+        assert!(v.get(&DeviceId::parse("41130000001180000002").unwrap()).is_none(), "a device without channels");
+        let order: Vec<_> = v.items().iter().map(|i| i.device_id.to_string()).collect();
+        let at = |id: &str| order.iter().position(|o| o == id).unwrap();
+        assert!(at(PLATFORM) < at(THEIR_GROUP) && at(THEIR_GROUP) < at(THEIR_ORG) && at(NVR) < at(five));
+        let both = view(&s, &ViewSpec { multi_parent: true, ..spec() });
+        assert_eq!(parents(&both, seven), [NVR, GATE]);
+        let old = view(&s, &ViewSpec { version: Version::V2011, ..spec() });
+        assert_eq!(parents(&old, NVR), [PLATFORM]);
     }
 
     #[test]

@@ -79,6 +79,7 @@ fn channel(id: &str, name: &str, online: Option<bool>) -> Channel {
     Channel {
         id: id.into(),
         area: Some("gate".into()),
+        parent: None,
         item: std::sync::Arc::new(CatalogItem::new(DeviceId::parse(id).unwrap(), name)),
         streams: 1,
         source: SourceHandle::new(mpsc::channel(1).0),

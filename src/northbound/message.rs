@@ -298,6 +298,7 @@ mod tests {
         let channel = Channel {
             id: CAM.into(),
             area: None,
+            parent: None,
             item: Arc::new(CatalogItem::new(DeviceId::parse(CAM).unwrap(), "东门")),
             streams: 1,
             source: SourceHandle::new(tx),

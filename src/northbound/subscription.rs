@@ -213,6 +213,7 @@ mod tests {
             let channel = crate::catalog::Channel {
                 id: id(*n).as_str().into(),
                 area: None,
+                parent: None,
                 item: Arc::new(CatalogItem::new(id(*n), "c")),
                 streams: 1,
                 source: crate::media::SourceHandle::new(tx),

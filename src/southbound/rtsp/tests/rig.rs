@@ -96,6 +96,7 @@ impl Rig {
         let channel = Channel {
             id: id.clone(),
             area: None,
+            parent: None,
             item: Arc::new(item),
             streams: count,
             source: source.clone(),
