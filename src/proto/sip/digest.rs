@@ -107,7 +107,8 @@ impl AuthParams {
         self.params.iter().find(|(n, ..)| n.eq_ignore_ascii_case(name)).map(|(_, v, _)| v.as_str())
     }
 
-    fn is_digest(&self) -> bool {
+    /// True for `Digest` credentials and challenges.
+    pub fn is_digest(&self) -> bool {
         self.scheme.eq_ignore_ascii_case("Digest")
     }
 }
@@ -320,6 +321,7 @@ pub struct DigestServer {
     algorithms: Vec<Algorithm>,
     qop: bool,
     lifetime: u32,
+    single_use: bool,
     issued: u32,
     used: HashMap<[u8; 8], Used>,
 }
@@ -335,7 +337,25 @@ impl DigestServer {
         nonce_lifetime: Duration,
     ) -> DigestServer {
         let lifetime = u32::try_from(nonce_lifetime.as_secs()).unwrap_or(u32::MAX);
-        DigestServer { secret, realm, algorithms, qop, lifetime, issued: 0, used: HashMap::new() }
+        DigestServer { secret, realm, algorithms, qop, lifetime, single_use: false, issued: 0, used: HashMap::new() }
+    }
+
+    /// A nonce answered without qop is good once: with no count to rise, its answer could be sent again by whoever has
+    /// seen it. For methods a client challenges anew each time, as REGISTER. [RFC2617 4.9]
+    pub fn single_use(mut self) -> DigestServer {
+        self.single_use = true;
+        self
+    }
+
+    /// True when the credentials answer a nonce of ours that was made for this source and has not outlived itself: the
+    /// client has received what we sent to that address. Says nothing about the password.
+    pub fn nonce_is_fresh(&self, now_unix: u64, source: IpAddr, credentials: &AuthParams) -> bool {
+        let nonce = credentials.value("nonce").and_then(|nonce| self.own_nonce(nonce, source));
+        nonce.is_some_and(|(issued, _)| self.is_young(now_unix as u32, issued))
+    }
+
+    fn is_young(&self, now: u32, issued: u32) -> bool {
+        now.wrapping_sub(issued) <= self.lifetime
     }
 
     /// The WWW-Authenticate values of a 401, one an algorithm. Each call makes new nonces and keeps nothing.
@@ -374,6 +394,27 @@ impl DigestServer {
         authorization: &str,
     ) -> Result<String, DigestError> {
         let params = AuthParams::parse(authorization)?;
+        let mut held = None;
+        let slot = &mut held;
+        let password_of = move |username: &str| {
+            *slot = password_of(username);
+            slot.as_deref()
+        };
+        self.verify_parsed(now_unix, source, method, password_of, &params)
+    }
+
+    /// The same for credentials that are parsed already and a password that is not to be copied.
+    ///
+    /// # Errors
+    /// As `verify`.
+    pub fn verify_parsed<'p>(
+        &mut self,
+        now_unix: u64,
+        source: IpAddr,
+        method: &str,
+        password_of: impl FnOnce(&str) -> Option<&'p str>,
+        params: &AuthParams,
+    ) -> Result<String, DigestError> {
         if !params.is_digest() {
             return Err(DigestError::NoCredentials);
         }
@@ -402,7 +443,7 @@ impl DigestServer {
         let password = password_of(username);
         let known = password.is_some();
         let password = password.unwrap_or_default();
-        let proof = Proof { algorithm, username, realm, password: &password, method, uri, nonce, qop_auth };
+        let proof = Proof { algorithm, username, realm, password, method, uri, nonce, qop_auth };
         let expected = proof.response();
         if response.len() != expected.len() || !response.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(DigestError::Malformed);
@@ -416,7 +457,7 @@ impl DigestServer {
         // Only who knows the password learns anything about nonces, and only then is anything kept.
         let (issued, number) = self.own_nonce(nonce, source).ok_or(DigestError::Stale)?;
         let now = now_unix as u32;
-        if now.wrapping_sub(issued) > self.lifetime {
+        if !self.is_young(now, issued) {
             return Err(DigestError::Stale);
         }
         self.note_use(now, issued, number, username, nc)?;
@@ -448,7 +489,7 @@ impl DigestServer {
                     Ok(())
                 }
                 // A counted nonce cannot be used on without its count.
-                None if used.nc > 0 => Err(DigestError::Replay),
+                None if used.nc > 0 || self.single_use => Err(DigestError::Replay),
                 None => Ok(()),
             };
         }
@@ -743,6 +784,18 @@ mod tests {
         let other = client.answer("REGISTER", URI, "34020000002000000002", "p", "c");
         let p = |_: &str| Some("p".to_owned());
         assert_eq!(server.verify(NOW, source(), "REGISTER", p, &other), Err(DigestError::Stale));
+    }
+
+    #[test]
+    fn a_single_use_nonce_without_count_is_good_once_and_freshness_tells_the_source() {
+        let mut server = server(false).single_use();
+        let value = answer(&mut client(&mut server), "12345678");
+        let params = AuthParams::parse(&value).unwrap();
+        assert!(server.nonce_is_fresh(NOW + 60, source(), &params));
+        assert!(!server.nonce_is_fresh(NOW + 61, source(), &params));
+        assert!(!server.nonce_is_fresh(NOW, "198.51.100.8".parse().unwrap(), &params));
+        assert_eq!(verify(&mut server, &value).as_deref(), Ok(USER));
+        assert_eq!(verify(&mut server, &value), Err(DigestError::Replay));
     }
 
     #[test]

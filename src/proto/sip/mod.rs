@@ -2,7 +2,8 @@
 //!
 //! Read in this order: `message` (values), `parse` and `write` (bytes; `parse` is the only user of rsip, whose traps
 //! `normalize` keeps away), `framer` (streams), `header` (typed readers), `endpoint` (transactions; one value per
-//! process, driven by `transport::sip_driver`), `dialog`, `registration` (a registering client), `digest`.
+//! process, driven by `transport::sip_driver`), `dialog`, `registration` (a registering client), `registrar` (the server
+//! devices register with), `digest`.
 //! Invariant: every mutation of an endpoint or a registration is followed by draining `poll_output`.
 
 pub mod dialog;
@@ -14,6 +15,7 @@ pub mod header;
 pub mod message;
 pub mod normalize;
 pub mod parse;
+pub mod registrar;
 pub mod registration;
 pub mod status;
 pub mod timer;
