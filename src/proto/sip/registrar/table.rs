@@ -438,12 +438,13 @@ mod tests {
         assert_eq!(back(&record, 4_500_000), None);
         // The wall clock was set back by a year: no more than the longest expiry is left.
         assert_eq!(back(&record, -31_536_000_000).unwrap().expires_at, later + seconds(86_400));
-        for spoil in [
-            |r: &mut BindingRecord| r.transport = "TCP".into(),
+        let spoils: [fn(&mut BindingRecord); 4] = [
+            |r| r.transport = "TCP".into(),
             |r| r.peer = "nowhere".into(),
             |r| r.id = "x".into(),
             |r| r.contact = "x".repeat(MAX_CONTACT + 1),
-        ] {
+        ];
+        for spoil in spoils {
             let mut bad = record.clone();
             spoil(&mut bad);
             assert_eq!(back(&bad, 1_000_500), None);

@@ -440,13 +440,14 @@ fn reconfiguring_drops_who_is_no_longer_admitted_and_keeps_the_rest() {
     assert!(matches!(&changes[..], [Change::Removed { binding }] if binding.id == id(CAM)));
     assert_eq!(site.keepalive(CAM, &flow), KeepaliveVerdict::NotRegistered);
     assert_eq!(site.try_more(CAM, &flow, &[]).response.status, 403);
-    for spoil in [
-        |c: &mut RegistrarConfig| c.accounts[0].password = Some(Password::new("other")),
+    let spoils: [fn(&mut RegistrarConfig); 5] = [
+        |c| c.accounts[0].password = Some(Password::new("other")),
         |c| c.accounts[0].password = None,
         |c| c.accounts[0].username = Some("nvr".into()),
         |c| c.networks = vec![Network { address: "10.0.0.0".parse().unwrap(), prefix_length: 8 }],
         |c| c.accounts[0].networks = vec![Network { address: "10.0.0.0".parse().unwrap(), prefix_length: 8 }],
-    ] {
+    ];
+    for spoil in spoils {
         let mut site = self::site();
         site.enter(NVR, &flow, &[]);
         let mut config = faster.clone();
