@@ -2,7 +2,7 @@
 //!
 //! In: bytes. Out: nothing; a broken promise is a panic. The same bodies run bounded on stable (`fuzz::tests`, the
 //! replay of kept inputs) and under a coverage-guided fuzzer.
-//! Invariants: a body's result depends on its bytes alone; machines (endpoint, registration) run in virtual time over
+//! Invariants: a body's result depends on its bytes alone; machines (endpoint, registration, registrar) run in virtual time over
 //! an operation list decoded from the bytes, so that every byte sequence is a run and every run can be shortened.
 //! Not here: what a parser should make of a sound input (its own unit tests).
 
@@ -30,11 +30,15 @@ use super::sip::framer::{Frame as SipFrame, Framer as SipFramer, Limits};
 use super::sip::header::{self, CSeq, NameAddr, SipUri, Via};
 use super::sip::message::{ConnId, Flow, Headers, Message, Request, Response, Transport};
 use super::sip::parse::{Malformed, parse_datagram, parse_framed};
+use super::sip::registrar::{
+    Account, BindingRecord, Change, Ids, KeepalivePolicy, KeepaliveVerdict, LockoutConfig, MAX_PENDING, NatPolicy,
+    OfflineReason, RateConfig, Registrar, RegistrarConfig,
+};
 use super::sip::registration::{Kind, Reason, Registration, RegistrationConfig, RegistrationOutput, State};
 use bytes::{Bytes, BytesMut};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -47,6 +51,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("sip_framer", sip_framer),
     ("sip_endpoint", sip_endpoint),
     ("registration", registration),
+    ("registrar", registrar),
     ("digest", digest),
     ("sdp", sdp),
     ("manscdp", manscdp),
@@ -710,6 +715,199 @@ impl Client {
         assert!(registers <= 1 && keepalives <= 1, "one REGISTER at a time");
         if let State::Waiting { .. } = self.state {
             assert!(self.machine.next_timeout().is_some(), "a wait ends");
+        }
+    }
+}
+
+/// Operations on a registrar: REGISTERs with right, wrong and no credentials, signs of life, faults, time, restarts.
+pub fn registrar(data: &[u8]) {
+    let mut tape = Tape(data);
+    let mut site = Site {
+        registrar: Registrar::new(Site::config(&mut tape), StdRng::seed_from_u64(5)),
+        now: origin(),
+        wall: i64::from(tape.short()) * 1000,
+        challenge: None,
+        registered: BTreeSet::new(),
+    };
+    for _ in 0..MAX_OPERATIONS {
+        if tape.is_empty() {
+            break;
+        }
+        site.operate(&mut tape);
+        let bound: BTreeSet<DeviceId> = site.registrar.bindings().map(|binding| binding.id).collect();
+        assert_eq!(bound, site.registered, "each change is told");
+        assert!(site.registrar.pending().count() <= MAX_PENDING);
+        assert_eq!(site.registrar.next_timeout().is_none(), bound.is_empty(), "each registration ends");
+    }
+}
+
+struct Site {
+    registrar: Registrar,
+    now: Instant,
+    wall: i64,
+    challenge: Option<Challenge>,
+    registered: BTreeSet<DeviceId>,
+}
+
+impl Site {
+    const USERS: [&'static str; 5] =
+        ["34020000001320000001", "34020000001180000001", "34020000001180000002", "11010000001320000009", "x"];
+    const PASSWORD: &'static str = "12345678";
+
+    fn config(tape: &mut Tape<'_>) -> RegistrarConfig {
+        let camera = DeviceId::parse(Self::USERS[0]).expect("a good id");
+        let prefix = Ids::Prefix { digits: "3402000000118".to_owned(), max: tape.below(3) };
+        let mut accounts = vec![Account::new(Ids::One(camera), Self::PASSWORD), Account::new(prefix, Self::PASSWORD)];
+        accounts.truncate(2 - tape.below(8) / 7);
+        let keepalive =
+            KeepalivePolicy { interval: Duration::from_secs(tape.short().into()), count: tape.byte().into() };
+        RegistrarConfig {
+            realm: "3402000000".to_owned(),
+            algorithms: vec![Algorithm::Md5, Algorithm::Sha256],
+            qop: tape.flag(),
+            accounts,
+            nat: tape.pick(&[NatPolicy::SameSource, NatPolicy::SameIp]),
+            keepalive,
+            lockout: LockoutConfig { failures: tape.below(6), ..LockoutConfig::default() },
+            rate: RateConfig { id_per_minute: tape.byte().into(), ..RateConfig::default() },
+            ..RegistrarConfig::default()
+        }
+    }
+
+    fn flow(tape: &mut Tape<'_>) -> Flow {
+        let peer = SocketAddr::from(([192, 0, 2, tape.byte() % 2], 5060 + u16::from(tape.byte() % 2)));
+        let local = SocketAddr::from(([192, 0, 2, 9], 5060));
+        match tape.byte() % 4 {
+            0 => Flow { transport: Transport::Tcp, local, peer, conn: Some(ConnId((tape.byte() % 3).into())) },
+            _ => Flow { transport: Transport::Udp, local, peer, conn: None },
+        }
+    }
+
+    fn operate(&mut self, tape: &mut Tape<'_>) {
+        match tape.byte() % 10 {
+            0..=4 => self.register(tape),
+            5 => self.hear(tape),
+            6 => {
+                let changes = self.registrar.connection_closed(ConnId((tape.byte() % 3).into()));
+                self.note(&changes);
+            }
+            7 => {
+                let pass = Duration::from_millis(u64::from(tape.short()) * 10);
+                self.now += pass;
+                self.wall += i64::try_from(pass.as_millis()).expect("a short time");
+            }
+            8 => {
+                if let Some(at) = self.registrar.next_timeout() {
+                    self.now = self.now.max(at);
+                    let changes = self.registrar.handle_timeout(self.now);
+                    self.note(&changes);
+                    let next = self.registrar.next_timeout();
+                    assert!(next.is_none_or(|next| next > self.now), "a timeout that was served is not due again");
+                }
+            }
+            _ if tape.flag() => {
+                let changes = self.registrar.reconfigure(Self::config(tape));
+                self.note(&changes);
+            }
+            _ => self.restart(tape),
+        }
+    }
+
+    fn register(&mut self, tape: &mut Tape<'_>) {
+        let (user, flow) = (tape.pick(&Self::USERS), Self::flow(tape));
+        let to = if tape.below(16) == 0 { tape.pick(&Self::USERS) } else { user };
+        let mut headers = Headers::new();
+        headers.push("Via", "SIP/2.0/UDP 192.0.2.2:5060;rport;branch=z9hG4bK1");
+        headers.push("From", format!("<sip:{user}@3402000000>;tag=1"));
+        headers.push("To", format!("<sip:{to}@3402000000>"));
+        headers.push("Call-ID", "1");
+        headers.push("CSeq", "1 REGISTER");
+        for name in ["Contact", "Expires", "User-Agent", "X-GB-Ver"] {
+            let value = match (tape.byte() % 8, name) {
+                (0, _) => continue,
+                (1, _) => tape.text().replace(['\r', '\n'], ""),
+                (_, "Contact") => tape.pick(&["<sip:1@10.0.0.1>", "<sip:1@10.0.0.1>;expires=9", "*"]).to_owned(),
+                (_, "Expires") => tape.pick(&["3600", "0", "1", "4294967295", "-1"]).to_owned(),
+                _ => "3.0".to_owned(),
+            };
+            headers.push(name, value);
+        }
+        let mut right = false;
+        if let Some(challenge) = &self.challenge
+            && tape.below(4) > 0
+        {
+            right = tape.below(4) > 0;
+            let password = if right { Self::PASSWORD } else { "guess" };
+            let value = DigestClient::new(challenge.clone()).answer("REGISTER", "sip:x", user, password, "c");
+            headers.push("Authorization", value);
+        } else if tape.below(4) == 0 {
+            headers.push("Authorization", format!("Digest {}", tape.text().replace(['\r', '\n'], "")));
+        }
+        let request = Request { method: "REGISTER".to_owned(), uri: "sip:x".to_owned(), headers, body: Bytes::new() };
+        let verdict = self.registrar.handle_register(self.now, self.wall, &request, &flow);
+        let status = verdict.response.status;
+        assert!([200, 400, 401, 403, 423, 503].contains(&status), "{status}");
+        assert!(status != 200 || right, "only the right password is taken");
+        if status == 401 {
+            let offers = verdict.response.headers.get_all("WWW-Authenticate");
+            self.challenge = offers.map(|value| Challenge::parse(value).expect("what we write can be read")).next();
+        }
+        let entered = |change: &Change| matches!(change, Change::Registered { .. } | Change::Refreshed { .. });
+        assert!(status == 200 || !verdict.changes.iter().any(entered));
+        self.note(&verdict.changes);
+    }
+
+    fn hear(&mut self, tape: &mut Tape<'_>) {
+        let (Ok(id), flow) = (DeviceId::parse(tape.pick(&Self::USERS[..4])), Self::flow(tape)) else { return };
+        let known = self.registrar.authenticate_source(self.now, &id, &flow).is_some();
+        let verdict = self.registrar.handle_keepalive(self.now, &id, &flow);
+        assert_eq!(matches!(verdict, KeepaliveVerdict::Alive { .. }), known);
+        if known {
+            let binding = self.registrar.binding(&id).expect("it is registered");
+            assert!(binding.online && binding.flow == flow && binding.last_seen == self.now);
+        }
+    }
+
+    /// Another registrar goes on with what the store has kept, or with what it has made of it.
+    fn restart(&mut self, tape: &mut Tape<'_>) {
+        let bindings = self.registrar.bindings();
+        let mut records: Vec<BindingRecord> = bindings.map(|b| b.to_record(self.now, self.wall)).collect();
+        records.sort_by(|a, b| a.id.cmp(&b.id));
+        if let Some(record) = records.first_mut() {
+            match tape.byte() % 8 {
+                0 => record.peer = tape.text(),
+                1 => record.expires_unix_ms = i64::MAX - i64::from(tape.byte()),
+                2 => record.last_seen_unix_ms = i64::MIN,
+                3 => record.id = tape.text(),
+                4 => record.user_agent = tape.text(),
+                _ => {}
+            }
+        }
+        self.registrar = Registrar::new(Self::config(tape), StdRng::seed_from_u64(6));
+        let count = records.len();
+        let restored = self.registrar.restore(self.now, self.wall, records);
+        assert_eq!(restored.kept + restored.dropped, count);
+        assert_eq!(restored.kept, self.registrar.bindings().count());
+        assert!(self.registrar.bindings().all(|b| !b.online && b.flow.transport == Transport::Udp));
+        self.registered = self.registrar.bindings().map(|binding| binding.id).collect();
+    }
+
+    fn note(&mut self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Registered { binding, new, .. } => {
+                    assert_eq!(self.registered.insert(binding.id), *new, "new is what was not there");
+                }
+                Change::Refreshed { binding } => assert!(self.registered.contains(&binding.id)),
+                Change::Unregistered { binding } | Change::Expired { binding } | Change::Removed { binding } => {
+                    assert!(self.registered.remove(&binding.id), "what ends was there");
+                }
+                Change::Offline { id, reason: OfflineReason::ConnectionLost } => {
+                    assert!(self.registered.remove(id), "what is lost was there");
+                }
+                Change::Offline { id, reason: OfflineReason::Silent } => assert!(self.registered.contains(id)),
+                Change::Refused { .. } | Change::Pending(_) | Change::LockedOut { .. } => {}
+            }
         }
     }
 }

@@ -44,7 +44,7 @@ fn seeds(body: &str) -> Vec<Vec<u8>> {
             .map(|message| [&[0, 1], &(message.len() as u16).to_be_bytes()[..], message, &[5, 0, 7, 10, 255]].concat())
             .chain((0..16).map(operations))
             .collect(),
-        "registration" | "ps_round_trip" => (0..16).map(operations).collect(),
+        "registration" | "registrar" | "ps_round_trip" => (0..16).map(operations).collect(),
         "digest" => texts(&[
             "Digest realm=\"3402000000\", nonce=\"44010b73623249f6916a6acf7c316b8e\", algorithm=MD5, qop=\"auth\"",
             "Digest username=\"34020000001320000001\",realm=\"3402000000\",nonce=\"44010b73623249f6916a6acf7c316b8e\",\
@@ -102,7 +102,8 @@ fn run_changed(body: &str) {
     let run = BODIES.iter().find(|(name, _)| *name == body).unwrap().1;
     seeds.iter().for_each(|seed| run(seed));
     let mut rng = StdRng::seed_from_u64(28181);
-    let slow = ["sip_endpoint", "sip_framer", "registration", "digest", "charset", "ps_round_trip"].contains(&body);
+    let slow = ["sip_endpoint", "sip_framer", "registration", "registrar", "digest", "charset", "ps_round_trip"]
+        .contains(&body);
     let mut left = if slow { SLOW_VOLUME } else { VOLUME };
     for _ in 0..ROUNDS {
         let (seed, other) = (rng.random_range(0..seeds.len()), rng.random_range(0..seeds.len()));
@@ -134,7 +135,7 @@ macro_rules! changed {
 }
 
 changed! {
-    sip_message sip_framer sip_endpoint registration digest sdp manscdp ptz subject time device_id charset rtp rfc4571
+    sip_message sip_framer sip_endpoint registration registrar digest sdp manscdp ptz subject time device_id charset rtp rfc4571
     rtcp ps_demux ps_round_trip annexb h264_sps h265_sps adts
 }
 
