@@ -69,6 +69,12 @@ pub enum SourceRequest {
         /// Which.
         key: StreamKey,
     },
+    /// The first sink of a recording was started (its ACK came): the device may send. Told once a stream, and not of live
+    /// streams, which run before anybody sees them.
+    Started {
+        /// Which.
+        key: StreamKey,
+    },
 }
 
 /// The way to the owner of a channel's streams. Defined here, filled by `southbound`, carried by `catalog`.
@@ -116,6 +122,12 @@ impl Seat {
         })
     }
 
+    /// Declares the stream ready before there is a picture: whoever waits for it is answered now. For a recording, whose
+    /// device answered 200 and sends only once the viewer has started. `tracks`: what is known of it already.
+    pub fn ready(&self, tracks: Option<Tracks>) {
+        let _ = self.hub.try_send(HubInput::Declared { stream: self.stream, tracks });
+    }
+
     /// The source cannot deliver now: whoever waits for its first picture is told at once.
     pub fn failed(&self, failure: SourceFailure) {
         let _ = self.hub.try_send(HubInput::SourceFailed { stream: self.stream, failure });
@@ -138,8 +150,8 @@ impl Seat {
 pub struct SinkReady {
     /// Holds the sink; nothing is sent before [`SinkLease::start`].
     pub lease: SinkLease,
-    /// What the stream carries.
-    pub tracks: Tracks,
+    /// What the stream carries; not known yet where the owner declared it ready before its first picture.
+    pub tracks: Option<Tracks>,
 }
 
 /// Holds a sink. Dropping it stops the sending and frees port and stream.
@@ -229,6 +241,13 @@ pub(super) enum HubInput {
         stream: StreamId,
         tracks: Tracks,
     },
+    Declared {
+        stream: StreamId,
+        tracks: Option<Tracks>,
+    },
+    Started {
+        stream: StreamId,
+    },
     SinkGone {
         stream: StreamId,
         sink: SinkId,
@@ -302,6 +321,8 @@ struct Entry {
     worker: usize,
     source: SourceHandle,
     tracks: Option<Tracks>,
+    /// The owner declared it ready.
+    declared: bool,
     sinks: Vec<SinkId>,
     waiters: Vec<Waiter>,
     /// The owner was told `Want` and not yet `Idle`.
@@ -310,6 +331,8 @@ struct Entry {
     failed: bool,
     /// `Idle` did not fit its queue: it is told again with the next figures.
     owes_idle: bool,
+    /// The same for `Started`.
+    owes_started: bool,
     stats: StreamStats,
     told_long_gop: bool,
 }
@@ -428,6 +451,7 @@ impl Hub {
             HubInput::SourceFailed { stream, failure } => {
                 if let Some(entry) = self.streams.get_mut(&stream) {
                     entry.tracks = None;
+                    entry.declared = false;
                     entry.failed = true;
                     for waiter in entry.waiters.drain(..) {
                         let _ = waiter.reply.send(Err(SubscribeError::Source(failure.clone())));
@@ -444,7 +468,24 @@ impl Hub {
                 entry.failed = false;
                 let worker = self.workers[entry.worker].0.clone();
                 for waiter in entry.waiters.drain(..) {
-                    answer(waiter, stream, worker.clone(), tracks);
+                    answer(waiter, stream, worker.clone(), entry.tracks);
+                }
+            }
+            HubInput::Declared { stream, tracks } => {
+                let Some(entry) = self.streams.get_mut(&stream) else {
+                    return;
+                };
+                entry.tracks = tracks.or(entry.tracks);
+                entry.declared = true;
+                entry.failed = false;
+                let worker = self.workers[entry.worker].0.clone();
+                for waiter in entry.waiters.drain(..) {
+                    answer(waiter, stream, worker.clone(), entry.tracks);
+                }
+            }
+            HubInput::Started { stream } => {
+                if let Some(entry) = self.streams.get_mut(&stream) {
+                    entry.owes_started = !entry.source.send(SourceRequest::Started { key: entry.key.clone() });
                 }
             }
             HubInput::SinkGone { stream, sink } => {
@@ -478,6 +519,9 @@ impl Hub {
                     entry.stats = stats;
                     if entry.owes_idle && !entry.wanted {
                         entry.owes_idle = !entry.source.send(SourceRequest::Idle { key: entry.key.clone() });
+                    }
+                    if entry.owes_started {
+                        entry.owes_started = !entry.source.send(SourceRequest::Started { key: entry.key.clone() });
                     }
                     (self.hook)(&entry.key, Some(stats));
                 }
@@ -537,9 +581,10 @@ impl Hub {
             }
         }
         let waiter = Waiter { sink, alive, deadline: now + self.ready_limit, reply };
-        match entry.tracks {
-            Some(tracks) => answer(waiter, id, worker, tracks),
-            None => entry.waiters.push(waiter),
+        if entry.declared || entry.tracks.is_some() {
+            answer(waiter, id, worker, entry.tracks);
+        } else {
+            entry.waiters.push(waiter);
         }
     }
 
@@ -566,11 +611,13 @@ impl Hub {
             worker,
             source: source.clone(),
             tracks: None,
+            declared: false,
             sinks: Vec::new(),
             waiters: Vec::new(),
             wanted: false,
             failed: false,
             owes_idle: false,
+            owes_started: false,
             stats: StreamStats::default(),
             told_long_gop: false,
         };
@@ -630,7 +677,7 @@ impl Hub {
     }
 }
 
-fn answer(waiter: Waiter, stream: StreamId, worker: WorkerHandle, tracks: Tracks) {
+fn answer(waiter: Waiter, stream: StreamId, worker: WorkerHandle, tracks: Option<Tracks>) {
     let lease = SinkLease { id: waiter.sink, stream, worker, alive: waiter.alive };
     // A subscriber that went away drops the lease here, which ends the sink.
     let _ = waiter.reply.send(Ok(SinkReady { lease, tracks }));

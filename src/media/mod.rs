@@ -6,11 +6,17 @@
 //! the same thread: no lock and no hand-over. `hub` is the only one who knows which stream is where and who wants it.
 //! Without a live stream a worker blocks; with one it wakes once a slot (`media.slot`, 2 ms), because wake-ups cost as
 //! much as sending.
+//!
+//! Two sorts of sources: `southbound` drives a camera's RTSP session and pushes frames; [`receive`] takes the PS over RTP
+//! of a GB/T 28181 device (`receive` the sockets, `intake` the packets, `assemble` frames and tracks).
 
+mod assemble;
 mod frame;
 mod gop_cache;
 mod hub;
+mod intake;
 mod mux;
+pub mod receive;
 mod sink;
 mod stream;
 #[cfg(test)]
@@ -22,6 +28,9 @@ pub use frame::{AudioCodec, Frame, FrameKind, StreamKey, Tracks, VideoCodec};
 pub use hub::{
     Hub, HubConfig, HubHandle, Seat, SinkLease, SinkReady, SourceFailure, SourceHandle, SourceRequest, StreamSnapshot,
     SubscribeError,
+};
+pub use receive::{
+    Plane, PlanePolicy, ReceiveEvent, ReceiveMeters, ReceiveSpec, ReceiveTransport, SsrcRule, receive,
 };
 pub use sink::{SinkEnd, SinkEvent, SinkId, SinkMeters, SinkSpec, SinkTransport};
 pub use worker::FrameFeed;

@@ -6,7 +6,7 @@
 //! Not here: who wants the stream (`hub`), threads and slots (`worker`).
 
 use super::frame::{Frame, FrameKind, StreamKey, Tracks};
-use super::gop_cache::{GopCache, StampedFrame};
+use super::gop_cache::{BACKLOG, GopCache, StampedFrame};
 use super::mux::{Image, MuxProfile, ProfileMux};
 use super::sink::{SMALL_PAYLOAD, Sent, Sink, SinkEnd, SinkId, SinkSpec};
 use super::timeline::{Stamp, Timeline};
@@ -37,6 +37,8 @@ const FIRST_CREDIT: f64 = 1.0;
 pub enum StreamNote {
     /// The first key frame is here: sinks can be answered.
     Ready(Tracks),
+    /// The first sink of a recording was started.
+    Started,
     /// A sink is gone: its lease was dropped, or it ended and the lease was dropped after.
     SinkGone(SinkId),
     /// The group of pictures is beyond the cache's bounds.
@@ -134,6 +136,7 @@ pub struct Stream {
     options: MediaOptions,
     tracks: Option<Tracks>,
     announced: bool,
+    told_started: bool,
     timeline: Timeline,
     parameter_sets: ParameterSets,
     gop: GopCache,
@@ -172,12 +175,17 @@ struct Group {
 impl Stream {
     /// A stream without frames and sinks.
     pub fn new(key: StreamKey, options: MediaOptions) -> Self {
+        let gop = match key.session {
+            0 => GopCache::new(options.gop_cache, options.gop_cache_max_age),
+            _ => GopCache::backlog(options.gop_cache, options.gop_cache_max_age),
+        };
         Stream {
             key,
-            gop: GopCache::new(options.gop_cache, options.gop_cache_max_age),
+            gop,
             options,
             tracks: None,
             announced: false,
+            told_started: false,
             timeline: Timeline::new(),
             parameter_sets: ParameterSets::new(VideoCodec::H264),
             group: Group::default(),
@@ -252,7 +260,16 @@ impl Stream {
     pub fn start_sink(&mut self, id: SinkId, now: Instant) {
         if let Some(seat) = self.seats.iter_mut().find(|s| s.sink.id() == id) {
             seat.sink.start(now);
+            if self.is_recording() && !std::mem::replace(&mut self.told_started, true) {
+                self.notes.push_back(StreamNote::Started);
+            }
         }
+    }
+
+    /// Played for one viewer, from its beginning, at the speed the device chooses: its silence is a pause, and nothing of
+    /// it is dropped before the viewer has it.
+    fn is_recording(&self) -> bool {
+        self.key.session != 0
     }
 
     /// The stream goes away under its sinks.
@@ -337,7 +354,10 @@ impl Stream {
         if self.gop.push(&frame) {
             self.notes.push_back(StreamNote::LongGop);
         }
-        let max_backlog = self.options.gop_cache.saturating_mul(MAX_BACKLOG);
+        let max_backlog = match self.is_recording() {
+            true => MAX_BACKLOG * BACKLOG,
+            false => self.options.gop_cache.saturating_mul(MAX_BACKLOG),
+        };
         for seat in &mut self.seats {
             match &mut seat.position {
                 Position::Live { .. } => {}
@@ -394,6 +414,7 @@ impl Stream {
     /// Sends what is due in this slot; `slot` is its length, `slow` is set about twice a second.
     pub fn tick(&mut self, now: Instant, slot: Duration, slow: bool, unix: Duration) {
         let rtp_now = self.line_at(now) as u32;
+        let recording = self.is_recording();
         let lost = self.last_frame.is_some_and(|t| now.saturating_duration_since(t) > SILENCE);
         for seat in &mut self.seats {
             seat.sink.tick(now, slow, unix, rtp_now);
@@ -401,7 +422,7 @@ impl Stream {
                 continue;
             }
             // Also when the source lives and its key frames are too rare: what stays silent is ended.
-            if slow && (lost || seat.sink.silence(now) > SILENCE) {
+            if slow && !recording && (lost || seat.sink.silence(now) > SILENCE) {
                 seat.sink.end(SinkEnd::SourceLost);
                 seat.position = Position::Waiting;
             } else if !seat.joined {
@@ -415,6 +436,7 @@ impl Stream {
                         image: None,
                     }));
                 }
+                self.gop.taken();
             }
         }
         self.catch_up(now, slot);
@@ -447,13 +469,15 @@ impl Stream {
     }
 
     fn catch_up(&mut self, now: Instant, slot: Duration) {
+        let recording = self.is_recording();
         let earned = CATCH_UP * self.rate() * slot.as_secs_f64();
         for seat in &mut self.seats {
             let Position::CatchUp(catch_up) = &mut seat.position else {
                 continue;
             };
             let burst = PACED_FROM as f64 * f64::from(seat.profile.payload_max);
-            catch_up.credit = (catch_up.credit + earned).min(burst);
+            // A recording may come many times faster than its own rate: it is caught up with by bursts.
+            catch_up.credit = if recording { burst } else { (catch_up.credit + earned).min(burst) };
             while catch_up.credit > 0.0 {
                 if catch_up.image.is_none() {
                     let Some(frame) = catch_up.frames.pop_front() else { break };

@@ -34,7 +34,7 @@ const SLOW: Duration = Duration::from_millis(500);
 const AFTERGLOW: Duration = Duration::from_secs(3);
 
 /// What a pull writes its frames into. Lives on the worker's thread.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct FrameFeed {
     inner: Rc<RefCell<Feed>>,
 }
@@ -46,9 +46,12 @@ struct Feed {
     overruns: u64,
 }
 
+/// What a stream is fed with.
 #[derive(Debug)]
-enum FeedItem {
+pub(super) enum FeedItem {
+    /// A source session begins.
     Started(Tracks),
+    /// A frame of it.
     Frame(Frame),
 }
 
@@ -68,6 +71,11 @@ impl FrameFeed {
         }
         frame.loss = frame.loss.saturating_add(std::mem::take(&mut feed.overflow));
         feed.items.push_back(FeedItem::Frame(frame));
+    }
+
+    /// Takes the oldest item.
+    pub(super) fn pop(&self) -> Option<FeedItem> {
+        self.inner.borrow_mut().items.pop_front()
     }
 }
 
@@ -236,7 +244,7 @@ impl Worker {
     fn take(&mut self, command: WorkerCommand) {
         match command {
             WorkerCommand::AddStream { id, key } => {
-                let feed = FrameFeed { inner: Rc::default() };
+                let feed = FrameFeed::default();
                 self.entries.insert(id, Entry { stream: Stream::new(key, self.options), feed, pulls: 0 });
             }
             WorkerCommand::RemoveStream { id } => {
@@ -300,9 +308,7 @@ impl Worker {
         });
         for (id, entry) in entries.iter_mut() {
             loop {
-                // The borrow must end before the frame is handled, though nothing there reaches back.
-                let item = entry.feed.inner.borrow_mut().items.pop_front();
-                match item {
+                match entry.feed.pop() {
                     Some(FeedItem::Started(tracks)) => entry.stream.source_started(tracks, now),
                     Some(FeedItem::Frame(frame)) => entry.stream.push(frame),
                     None => break,
@@ -312,6 +318,7 @@ impl Worker {
             while let Some(note) = entry.stream.pop_note() {
                 self.notes.push_back(match note {
                     StreamNote::Ready(tracks) => HubInput::Ready { stream: *id, tracks },
+                    StreamNote::Started => HubInput::Started { stream: *id },
                     StreamNote::SinkGone(sink) => HubInput::SinkGone { stream: *id, sink },
                     StreamNote::LongGop => HubInput::LongGop { stream: *id },
                 });

@@ -170,7 +170,7 @@ async fn cold_then_warm_then_idle() {
     assert_eq!(seat.key(), &key());
     run(&seat);
     let cold = ready(answer).await;
-    assert_eq!(cold.tracks.size, Some((640, 360)));
+    assert_eq!(cold.tracks.unwrap().size, Some((640, 360)));
     cold.lease.start();
     check(&frames(&first, 5).await).expect_clip(&ClipLibrary::h264(), 0);
 

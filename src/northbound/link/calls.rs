@@ -276,13 +276,13 @@ impl Link {
                         self.feed(key, CallInput::Failed(503)).await;
                     }
                     Ok(ready) => {
-                        let h265 = ready.tracks.video == VideoCodec::H265;
+                        let h265 = ready.tracks.is_some_and(|t| t.video == VideoCodec::H265);
                         if h265 && self.cfg.uplink.h265 == H265Policy::Refuse && self.profile.version() < Version::V2022
                         {
                             entry.refusal = "the channel is H.265 and h265 = \"refuse\"".into();
                             return self.feed(key, CallInput::Failed(488)).await;
                         }
-                        entry.tracks = Some(ready.tracks);
+                        entry.tracks = ready.tracks;
                         entry.lease = Some(ready.lease);
                         self.feed(key, CallInput::Ready).await;
                     }

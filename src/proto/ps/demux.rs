@@ -266,6 +266,12 @@ impl Demuxer {
         self.out.counters
     }
 
+    /// Whether sound may come: a stream map names one that is carried, or no map has told yet.
+    #[must_use]
+    pub fn may_have_audio(&self) -> bool {
+        !self.mapped || self.audio_codec.is_some()
+    }
+
     /// Takes in the next bytes. Give RTP payloads one by one: a pack header at the start of one is believed over a PES
     /// length that runs past it.
     pub fn push(&mut self, bytes: &[u8]) {

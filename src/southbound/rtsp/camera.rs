@@ -172,6 +172,11 @@ impl Camera {
                     }
                     SourceRequest::Idle { key } => Input::Idle(key.number),
                     SourceRequest::KeyFrame { key } => Input::KeyFrame(key.number),
+                    // Told of recordings alone, and a camera plays none.
+                    SourceRequest::Started { .. } => {
+                        outputs = Vec::new();
+                        continue;
+                    }
                 },
                 Some((number, generation, event)) = events.recv() => match event {
                     PullEvent::Playing => Input::Playing(number, generation),

@@ -66,8 +66,8 @@ async fn every_codec_comes_over_tcp_and_udp_with_digest() {
         for (i, viewer) in viewers.iter_mut().enumerate() {
             viewer.pictures(60).await;
             follow(viewer, &video[i], true);
-            assert_eq!(viewer.ready.tracks.size, Some((640, 360)));
-            assert_eq!(viewer.ready.tracks.audio.is_some(), audio[i].is_some());
+            assert_eq!(viewer.ready.tracks.unwrap().size, Some((640, 360)));
+            assert_eq!(viewer.ready.tracks.unwrap().audio.is_some(), audio[i].is_some());
             match &audio[i] {
                 Some(clip) => assert!(hear(viewer, clip) > 10),
                 None => assert!(viewer.heard().is_empty()),

@@ -1,0 +1,323 @@
+//! What one device sends, from RTP packets to the stream's feed, in no hurry of its own: no socket, no clock.
+//! Standard: [RFC3550], [GB/T28181-2022 annex C, D], SSRC and `y=` [GB/T28181-2022 annex G].
+//! In: RTP packets as they arrive, with their time. Out: frames into a [`FrameFeed`], [`IntakeNote`]s, counts.
+//! Invariants: packets of one SSRC alone get through, what is alien is dropped and counted; what passes is in order; a
+//! gap is given up after 64 packets or 200 ms, then the picture goes on with the next key frame.
+//! Bounds: [`LEARN`] packets while the SSRC is learnt, the reorder window, the demuxer's and assembler's own.
+//! Not here: sockets, connections and how long to wait for them (`receive`).
+
+use super::assemble::{Assembled, Assembler};
+use super::frame::{FrameKind, Tracks};
+use super::receive::{ReceiveMeters, SsrcRule};
+use super::worker::FrameFeed;
+use crate::proto::rtp::sequence::MAX_DROPOUT;
+use crate::proto::rtp::{CLOCK_RATE, Packet, Pushed, Reorder, ReorderCounters, Sequence};
+use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Packets of one SSRC, in sequence, after which it is believed to be the device's own.
+const LEARN: usize = 4;
+/// A device that never sets the marker: its frame is whole when nothing came for so long.
+const FLUSH: Duration = Duration::from_millis(6);
+/// Over TCP a gap in the numbers is a loss only where they have been counted properly for so many packets.
+const HONEST: u32 = 32;
+/// What held packets' bytes are cut from.
+const SLAB: usize = 64 * 1024;
+
+/// What the owner of the source may be told.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum IntakeNote {
+    /// The first packet that counts.
+    FirstPacket,
+    /// Tracks were announced.
+    Playing(Tracks),
+}
+
+/// A packet that waits for its turn.
+#[derive(Debug)]
+struct Held {
+    marker: bool,
+    payload: Bytes,
+}
+
+/// How packets come.
+#[derive(Debug)]
+enum Order {
+    /// By UDP: in any order.
+    Window(Box<Reorder<Held>>, ReorderCounters),
+    /// By TCP: in order; the last number, and how many have followed each other.
+    Stream { last: Option<u16>, honest: u32 },
+}
+
+/// Packets of an SSRC that is not believed yet.
+#[derive(Debug, Default)]
+struct Candidate {
+    ssrc: u32,
+    next: u16,
+    packets: Vec<Bytes>,
+}
+
+/// See the file's head.
+#[derive(Debug)]
+pub struct Intake {
+    rule: SsrcRule,
+    ssrc: Option<u32>,
+    candidate: Candidate,
+    order: Order,
+    sequence: Sequence,
+    assembler: Assembler,
+    feed: FrameFeed,
+    meters: ReceiveMeters,
+    resyncs: u64,
+    /// Markers are being set.
+    marked: bool,
+    first_packet: Option<Instant>,
+    last_packet: Option<Instant>,
+    flushed: bool,
+    last_picture: Option<Instant>,
+    slab: BytesMut,
+    notes: VecDeque<IntakeNote>,
+}
+
+impl Intake {
+    /// Before the first packet. `stream`: packets come by TCP.
+    pub fn new(rule: SsrcRule, stream: bool, feed: FrameFeed, meters: ReceiveMeters) -> Self {
+        let order = match stream {
+            true => Order::Stream { last: None, honest: 0 },
+            false => Order::Window(Box::default(), ReorderCounters::default()),
+        };
+        Intake {
+            rule,
+            ssrc: None,
+            candidate: Candidate::default(),
+            order,
+            sequence: Sequence::new(CLOCK_RATE),
+            assembler: Assembler::new(),
+            feed,
+            meters,
+            resyncs: 0,
+            marked: false,
+            first_packet: None,
+            last_packet: None,
+            flushed: true,
+            last_picture: None,
+            slab: BytesMut::new(),
+            notes: VecDeque::new(),
+        }
+    }
+
+    /// The SSRC that is let through, once it is known.
+    pub fn ssrc(&self) -> Option<u32> {
+        self.ssrc
+    }
+    /// For receiver reports.
+    pub fn sequence_mut(&mut self) -> &mut Sequence {
+        &mut self.sequence
+    }
+    /// When the first packet that counts came.
+    pub fn first_packet(&self) -> Option<Instant> {
+        self.first_packet
+    }
+    /// When the last whole picture came.
+    pub fn last_picture(&self) -> Option<Instant> {
+        self.last_picture
+    }
+    /// What there is to tell.
+    pub fn pop_note(&mut self) -> Option<IntakeNote> {
+        self.notes.pop_front()
+    }
+
+    /// Another connection of the same device: its numbering and framing begin anew.
+    pub fn reconnected(&mut self) {
+        if let Order::Stream { last, honest } = &mut self.order {
+            (*last, *honest) = (None, 0);
+        }
+        self.sequence = Sequence::new(CLOCK_RATE);
+        self.assembler.lose(0);
+    }
+
+    /// One RTP packet. False when it is none of the device's: not RTP, or an alien SSRC.
+    pub fn packet(&mut self, bytes: &[u8], now: Instant) -> bool {
+        let Ok(packet) = Packet::parse(bytes) else { return false };
+        if self.ssrc != Some(packet.ssrc) {
+            if !self.admit(&packet, bytes) {
+                return false;
+            }
+            // What came while it was not believed counts now.
+            for bytes in std::mem::take(&mut self.candidate.packets) {
+                if let Ok(packet) = Packet::parse(&bytes) {
+                    self.accept(&packet, bytes.len(), now);
+                }
+            }
+        }
+        self.accept(&packet, bytes.len(), now);
+        true
+    }
+
+    /// True when the packet is the device's by what is known of its SSRC; it may still have to wait.
+    fn admit(&mut self, packet: &Packet<'_>, bytes: &[u8]) -> bool {
+        let (SsrcRule::Strict(expected) | SsrcRule::Learn(expected)) = self.rule;
+        if self.ssrc.is_some() {
+            self.meters.alien.inc();
+            return false;
+        }
+        if packet.ssrc == expected {
+            self.meters.alien.inc_by(std::mem::take(&mut self.candidate.packets).len() as u64);
+            self.ssrc = Some(expected);
+            return true;
+        }
+        if matches!(self.rule, SsrcRule::Strict(_)) {
+            self.meters.alien.inc();
+            return false;
+        }
+        let candidate = &mut self.candidate;
+        if candidate.ssrc != packet.ssrc || candidate.next != packet.sequence {
+            self.meters.alien.inc_by(candidate.packets.len() as u64);
+            candidate.packets.clear();
+            candidate.ssrc = packet.ssrc;
+        }
+        candidate.next = packet.sequence.wrapping_add(1);
+        if candidate.packets.len() + 1 < LEARN {
+            candidate.packets.push(Bytes::copy_from_slice(bytes));
+            // Not alien, and not let through yet.
+            return false;
+        }
+        tracing::info!(expected, ssrc = packet.ssrc, "the device sends an SSRC of its own: accepted");
+        self.ssrc = Some(packet.ssrc);
+        true
+    }
+
+    fn arrived(&mut self, now: Instant) {
+        self.last_packet = Some(now);
+        if self.first_packet.is_none() {
+            self.first_packet = Some(now);
+            self.notes.push_back(IntakeNote::FirstPacket);
+        }
+    }
+
+    fn accept(&mut self, packet: &Packet<'_>, length: usize, now: Instant) {
+        self.arrived(now);
+        self.meters.packets.inc();
+        self.meters.bytes.inc_by(length as u64);
+        self.sequence.observe(packet.sequence, packet.timestamp, now);
+        match &mut self.order {
+            Order::Stream { last, honest } => {
+                let step = last.replace(packet.sequence).map_or(1, |last| packet.sequence.wrapping_sub(last));
+                let counts = *honest >= HONEST;
+                *honest = if step == 1 { honest.saturating_add(1) } else { 0 };
+                let lost = if counts && (2..MAX_DROPOUT as u16).contains(&step) { u32::from(step) - 1 } else { 0 };
+                self.meters.lost.inc_by(lost.into());
+                self.deliver(packet.payload, packet.marker, lost, false, now);
+            }
+            Order::Window(window, _) => {
+                if window.pass(packet.sequence) {
+                    return self.deliver(packet.payload, packet.marker, 0, false, now);
+                }
+                if self.slab.capacity() < packet.payload.len() {
+                    self.slab.reserve(SLAB.max(packet.payload.len()));
+                }
+                self.slab.extend_from_slice(packet.payload);
+                let held = Held { marker: packet.marker, payload: self.slab.split().freeze() };
+                // What is far off waits in the window itself, or is counted there.
+                let _: Pushed = window.push(packet.sequence, now, held);
+                self.drain(now);
+            }
+        }
+    }
+
+    fn drain(&mut self, now: Instant) {
+        loop {
+            let Order::Window(window, _) = &mut self.order else { return };
+            let Some(next) = window.pull(now) else { return };
+            self.deliver(&next.item.payload, next.item.marker, next.lost, next.restarted, now);
+        }
+    }
+
+    fn deliver(&mut self, payload: &[u8], marker: bool, lost: u32, restarted: bool, now: Instant) {
+        if lost > 0 || restarted {
+            self.assembler.lose(lost);
+        }
+        self.assembler.payload(payload, now);
+        self.flushed = false;
+        if marker {
+            self.marked = true;
+            self.flushed = true;
+            self.assembler.end_of_frame(now);
+        }
+        self.hand_over();
+    }
+
+    /// Bytes of a program stream that came without RTP.
+    pub fn bare(&mut self, bytes: &[u8], now: Instant) {
+        self.arrived(now);
+        self.meters.bytes.inc_by(bytes.len() as u64);
+        self.assembler.payload(bytes, now);
+        self.flushed = false;
+        self.hand_over();
+    }
+
+    /// Time passes, and a batch of packets is through: gives up gaps that are too old, ends frames without marker.
+    pub fn poll(&mut self, now: Instant) {
+        self.drain(now);
+        if !self.marked && !self.flushed && self.last_packet.is_some_and(|t| now >= t + FLUSH) {
+            self.flushed = true;
+            self.assembler.end_of_frame(now);
+        }
+        self.assembler.poll(now);
+        self.hand_over();
+        if let Order::Window(window, told) = &mut self.order {
+            let counters = window.counters();
+            if counters != *told {
+                self.meters.lost.inc_by(counters.lost - told.lost);
+                self.meters.duplicates.inc_by(counters.duplicates - told.duplicates);
+                self.meters.late.inc_by(counters.late - told.late);
+                self.meters.reordered.inc_by(counters.reordered - told.reordered);
+                *told = counters;
+            }
+        }
+        let resyncs = self.assembler.counters().resyncs;
+        self.meters.resyncs.inc_by(resyncs - std::mem::replace(&mut self.resyncs, resyncs));
+    }
+
+    /// When to poll although nothing comes.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        let window = match &self.order {
+            Order::Window(window, _) => window.next_timeout(),
+            Order::Stream { .. } => None,
+        };
+        let flush = self.last_packet.filter(|_| !self.marked && !self.flushed).map(|t| t + FLUSH);
+        [window, flush, self.assembler.next_timeout()].into_iter().flatten().min()
+    }
+
+    fn hand_over(&mut self) {
+        while let Some(item) = self.assembler.pop() {
+            match item {
+                Assembled::Started(tracks) => {
+                    self.feed.started(tracks);
+                    self.notes.push_back(IntakeNote::Playing(tracks));
+                }
+                Assembled::Frame(frame) => {
+                    if matches!(frame.kind, FrameKind::Video { .. }) {
+                        self.last_picture = Some(frame.arrived);
+                    }
+                    self.feed.push(frame);
+                }
+            }
+        }
+    }
+
+    /// What to say of a source that sends and never shows a picture.
+    pub fn why_no_picture(&self) -> &'static str {
+        let c = self.assembler.counters();
+        if c.packs == 0 {
+            "what comes is no program stream: set the device to PS over RTP (payload 96)"
+        } else if c.undecided_frames > 0 {
+            "its video is neither H.264 nor H.265: set the device's encoding"
+        } else if c.frames == 0 {
+            "the program stream holds no video"
+        } else {
+            "no key frame came: set the device's I-frame interval to 2 s"
+        }
+    }
+}
