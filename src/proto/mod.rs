@@ -5,6 +5,7 @@ pub mod codec;
 pub mod fuzz;
 pub mod gb28181;
 pub mod manscdp;
+pub mod mansrtsp;
 pub mod pcap;
 pub mod ps;
 pub mod rtp;
