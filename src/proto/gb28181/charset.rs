@@ -79,24 +79,31 @@ impl Charset {
 /// in UTF-8 has three-byte sequences, so these are read as GBK unless the declaration says UTF-8.
 /// Broken sequences become U+FFFD. `forced` (configured per peer) skips the guess.
 pub fn decode(bytes: &[u8], forced: Option<Charset>) -> Cow<'_, str> {
+    detect(bytes, forced).0
+}
+
+/// The same, and the set the bytes were taken for: `Utf8`, or `Gb18030` for it and all it holds.
+pub fn detect(bytes: &[u8], forced: Option<Charset>) -> (Cow<'_, str>, Charset) {
     let is_edge = |b: &u8| *b == 0 || b.is_ascii_whitespace();
     let (bytes, marked) = match bytes.strip_prefix(b"\xEF\xBB\xBF") {
         Some(rest) => (rest, true),
         None => (bytes, false),
     };
     let Some(from) = bytes.iter().position(|b| !is_edge(b)) else {
-        return Cow::Borrowed("");
+        return (Cow::Borrowed(""), Charset::Utf8);
     };
     let to = bytes.iter().rposition(|b| !is_edge(b)).map_or(from, |at| at + 1);
     let bytes = &bytes[from..to];
     match forced {
-        Some(Charset::Utf8) => return String::from_utf8_lossy(bytes),
-        Some(_) => return GB18030.decode_without_bom_handling(bytes).0,
+        Some(Charset::Utf8) => return (String::from_utf8_lossy(bytes), Charset::Utf8),
+        Some(_) => return (GB18030.decode_without_bom_handling(bytes).0, Charset::Gb18030),
         None => {}
     }
     match std::str::from_utf8(bytes) {
-        Ok(text) if marked || text.is_ascii() || has_three_byte(bytes) || declares_utf8(bytes) => Cow::Borrowed(text),
-        _ => GB18030.decode_without_bom_handling(bytes).0,
+        Ok(text) if marked || text.is_ascii() || has_three_byte(bytes) || declares_utf8(bytes) => {
+            (Cow::Borrowed(text), Charset::Utf8)
+        }
+        _ => (GB18030.decode_without_bom_handling(bytes).0, Charset::Gb18030),
     }
 }
 

@@ -7,16 +7,19 @@
 //! Info, blank and zero coordinates.
 //! Not here: which items a peer may see, loops through several items, duplicates over several messages.
 
+use super::assembly::Chunk;
 use super::body;
+use super::pages::{ListFrame, write_list};
+use super::policy::{CatalogPolicy, Policies};
 use super::request::{Incoming, Root};
 use super::xml::{Element, XmlWriter};
 use crate::proto::gb28181::version::CatalogSet;
 use crate::proto::gb28181::{DeviceId, IdKind, Profile, UnixMillis, Version};
 
-/// Most items of one message. [GB/T28181-2022 annex M]
-pub const MAX_ITEMS: usize = 10_000;
+pub use super::pages::MAX_ITEMS;
+
 /// Longest text kept of one field, in characters: the standard's longest free text.
-const MAX_TEXT: usize = 1024;
+pub(super) const MAX_TEXT: usize = 1024;
 /// Most ids kept of one ParentID: a device has a parent of each kind, a few more where paths merge.
 const MAX_PARENTS: usize = 8;
 
@@ -203,85 +206,152 @@ impl CatalogItem {
 
     /// Reads an `Item`. `None` without a usable DeviceID; every other field may be missing or odd.
     pub fn read(item: &Element) -> Option<Self> {
-        let device_id = DeviceId::parse(item.text_of("DeviceID")?).ok()?;
-        let details = item.child("Info");
-        // fields of Info are found beside it too, and the other way round
-        let get = |name: &str| {
-            let text = item.text_of(name).or_else(|| details?.text_of(name))?;
-            (!text.eq_ignore_ascii_case("null")).then_some(text)
+        Self::read_noting(item, &mut Policies::default())
+    }
+
+    /// The same; what was tolerated is noted.
+    pub fn read_noting(item: &Element, policies: &mut Policies) -> Option<Self> {
+        let Some(device_id) = item.text_of("DeviceID").and_then(|t| DeviceId::parse(t).ok()) else {
+            policies.note(CatalogPolicy::UnreadableId);
+            return None;
         };
-        let text = |name: &str| Some(get(name)?.chars().take(MAX_TEXT).collect::<String>());
-        let number = |name: &str| get(name)?.parse::<u8>().ok();
-        let flag = |name: &str| match get(name)? {
+        policies.note_if(has_odd_length(&device_id), CatalogPolicy::OddIdLength);
+        let notes = std::cell::RefCell::new(&mut *policies);
+        let note = |policy| notes.borrow_mut().note(policy);
+        let details = item.child("Info");
+        let is_text = |t: &&str| {
+            let null = t.eq_ignore_ascii_case("null");
+            notes.borrow_mut().note_if(null, CatalogPolicy::NullWord);
+            !null
+        };
+        // fields of Info are found beside it too, and the other way round
+        let get = |name: &str| item.text_of(name).or_else(|| details?.text_of(name)).filter(is_text);
+        let inner = |name: &str| {
+            let beside = item.text_of(name);
+            notes.borrow_mut().note_if(beside.is_some(), CatalogPolicy::FieldOutsideInfo);
+            beside.or_else(|| details?.text_of(name)).filter(is_text)
+        };
+        fn keep<T>(value: Option<T>, note: &impl Fn(CatalogPolicy)) -> Option<T> {
+            if value.is_none() {
+                note(CatalogPolicy::UnreadableValue);
+            }
+            value
+        }
+        let short = |t: &str| t.chars().take(MAX_TEXT).collect::<String>();
+        let text = |name: &str| get(name).map(short);
+        let inner_text = |name: &str| inner(name).map(short);
+        let number = |name: &str| get(name).and_then(|t| keep(t.parse::<u8>().ok(), &note));
+        let inner_number = |name: &str| inner(name).and_then(|t| keep(t.parse::<u8>().ok(), &note));
+        let flag = |name: &str, odd| match get(name)? {
             "0" => Some(false),
             "1" => Some(true),
-            _ => None,
+            _ => {
+                note(odd);
+                None
+            }
         };
-        let time = |name: &str| UnixMillis::parse_local(get(name)?).ok();
-        let positive = |name: &str| get(name)?.parse::<f64>().ok().filter(|v| v.is_finite() && *v > 0.0);
-        // zero is what unset coordinates look like
+        let time = |text: Option<&str>| text.and_then(|t| keep(UnixMillis::parse_local(t).ok(), &note));
+        let positive = |name: &str| {
+            inner(name).and_then(|t| keep(t.parse::<f64>().ok().filter(|v| v.is_finite() && *v > 0.0), &note))
+        };
         let degrees = |name: &str, limit: f64| {
-            get(name)?.parse::<f64>().ok().filter(|v| v.is_finite() && v.abs() <= limit && *v != 0.0)
+            let value = get(name).map(str::parse::<f64>);
+            // zero is what unset coordinates look like
+            let empty = item.child(name).is_some_and(|e| e.text.is_empty()) || value == Some(Ok(0.0));
+            if empty {
+                note(CatalogPolicy::EmptyCoordinate);
+                return None;
+            }
+            value.and_then(|v| keep(v.ok().filter(|v| v.is_finite() && v.abs() <= limit), &note))
         };
-        let parents = get("ParentID").unwrap_or("").split('/').filter_map(|p| DeviceId::parse(p.trim()).ok());
+        let parents = get("ParentID").unwrap_or("").split('/').map(str::trim).filter(|p| !p.is_empty());
+        let parents = parents.filter_map(|p| match DeviceId::parse(p) {
+            Ok(id) if id == device_id => {
+                note(CatalogPolicy::ParentIsSelf);
+                None
+            }
+            Ok(id) => {
+                notes.borrow_mut().note_if(has_odd_length(&id), CatalogPolicy::OddParentLength);
+                Some(id)
+            }
+            Err(_) => {
+                note(CatalogPolicy::UnreadableParent);
+                None
+            }
+        });
+        let status = |text: &str| {
+            let status = Status::parse(text);
+            let spelt = status.is_some_and(|s| text == s.as_str());
+            notes.borrow_mut().note_if(!spelt, CatalogPolicy::StatusSpelling);
+            status
+        };
+        let name = text("Name").unwrap_or_else(|| {
+            note(CatalogPolicy::MissingName);
+            String::new()
+        });
         Some(Self {
             device_id,
-            name: text("Name").unwrap_or_default(),
+            name,
             manufacturer: text("Manufacturer"),
             model: text("Model"),
             owner: text("Owner"),
             civil_code: text("CivilCode"),
             block: text("Block"),
             address: text("Address"),
-            parental: flag("Parental"),
-            parent_id: parents.filter(|p| *p != device_id).take(MAX_PARENTS).collect(),
+            parental: flag("Parental", CatalogPolicy::OddParental),
+            parent_id: parents.take(MAX_PARENTS).collect(),
             safety_way: number("SafetyWay"),
             register_way: number("RegisterWay"),
             security_level_code: text("SecurityLevelCode"),
             cert_num: text("CertNum"),
-            certifiable: flag("Certifiable"),
-            err_code: get("ErrCode").and_then(|t| t.parse().ok()),
-            end_time: time("EndTime"),
-            secrecy: flag("Secrecy"),
+            certifiable: flag("Certifiable", CatalogPolicy::UnreadableValue),
+            err_code: get("ErrCode").and_then(|t| keep(t.parse().ok(), &note)),
+            end_time: time(get("EndTime")),
+            secrecy: flag("Secrecy", CatalogPolicy::UnreadableValue),
             ip_address: text("IPAddress"),
-            port: get("Port").and_then(|t| t.parse().ok()),
-            status: get("Status").and_then(Status::parse),
+            port: get("Port").and_then(|t| keep(t.parse().ok(), &note)),
+            status: get("Status").and_then(status),
             longitude: degrees("Longitude", 180.0),
             latitude: degrees("Latitude", 90.0),
-            business_group_id: get("BusinessGroupID").and_then(|t| DeviceId::parse(t).ok()),
+            business_group_id: get("BusinessGroupID").and_then(|t| keep(DeviceId::parse(t).ok(), &note)),
             info: ItemInfo {
-                ptz_type: number("PTZType"),
-                position_type: number("PositionType"),
-                photoelectric_imaging_type: text("PhotoelectricImagingType"),
-                capture_position_type: text("CapturePositionType"),
-                room_type: number("RoomType"),
-                use_type: number("UseType"),
-                supply_light_type: number("SupplyLightType"),
-                direction_type: number("DirectionType"),
-                resolution: text("Resolution"),
-                stream_number_list: text("StreamNumberList"),
-                download_speed: text("DownloadSpeed"),
-                svc_space_support_mode: number("SVCSpaceSupportMode"),
-                svc_time_support_mode: number("SVCTimeSupportMode"),
-                ssvc_ratio_support_list: text("SSVCRatioSupportList"),
-                mobile_device_type: number("MobileDeviceType"),
+                ptz_type: inner_number("PTZType"),
+                position_type: inner_number("PositionType"),
+                photoelectric_imaging_type: inner_text("PhotoelectricImagingType"),
+                capture_position_type: inner_text("CapturePositionType"),
+                room_type: inner_number("RoomType"),
+                use_type: inner_number("UseType"),
+                supply_light_type: inner_number("SupplyLightType"),
+                direction_type: inner_number("DirectionType"),
+                resolution: inner_text("Resolution"),
+                stream_number_list: inner_text("StreamNumberList"),
+                download_speed: inner_text("DownloadSpeed"),
+                svc_space_support_mode: inner_number("SVCSpaceSupportMode"),
+                svc_time_support_mode: inner_number("SVCTimeSupportMode"),
+                ssvc_ratio_support_list: inner_text("SSVCRatioSupportList"),
+                mobile_device_type: inner_number("MobileDeviceType"),
                 horizontal_field_angle: positive("HorizontalFieldAngle"),
                 vertical_field_angle: positive("VerticalFieldAngle"),
                 max_view_distance: positive("MaxViewDistance"),
-                grassroots_code: text("GrassrootsCode"),
-                point_type: number("PointType"),
-                point_common_name: text("PointCommonName"),
-                mac: text("MAC"),
-                function_type: text("FunctionType"),
-                encode_type: text("EncodeType"),
-                install_time: time("InstallTime"),
-                management_unit: text("ManagementUnit"),
-                contact_info: text("ContactInfo"),
-                record_save_days: get("RecordSaveDays").and_then(|t| t.parse().ok()),
-                industrial_classification: text("IndustrialClassification"),
+                grassroots_code: inner_text("GrassrootsCode"),
+                point_type: inner_number("PointType"),
+                point_common_name: inner_text("PointCommonName"),
+                mac: inner_text("MAC"),
+                function_type: inner_text("FunctionType"),
+                encode_type: inner_text("EncodeType"),
+                install_time: time(inner("InstallTime")),
+                management_unit: inner_text("ManagementUnit"),
+                contact_info: inner_text("ContactInfo"),
+                record_save_days: inner("RecordSaveDays").and_then(|t| keep(t.parse().ok(), &note)),
+                industrial_classification: inner_text("IndustrialClassification"),
             },
         })
     }
+}
+
+/// Lengths the standard gives no code. [GB/T28181-2022 A.2.1]
+fn has_odd_length(id: &DeviceId) -> bool {
+    !matches!(id.as_str().len(), 2 | 4 | 6 | 8 | 20)
 }
 
 /// An item as `<Item>...</Item>`, to be put into `catalog_page`.
@@ -415,37 +485,15 @@ pub fn catalog_page<S: AsRef<str>>(
     sum_num: usize,
     items: &[S],
 ) -> Vec<u8> {
-    body(profile, "Response", "Catalog", sn, device_id, |w| {
-        w.text("SumNum", sum_num);
-        if !items.is_empty() {
-            device_list(w, items);
-        }
-    })
+    FRAME.page(profile, sn, device_id, sum_num, items)
 }
 
-fn device_list<S: AsRef<str>>(w: &mut XmlWriter, items: &[S]) {
-    w.open_num("DeviceList", items.len());
-    for item in items {
-        w.raw(item.as_ref());
-    }
-    w.close("DeviceList");
-}
+const FRAME: ListFrame<'static> = ListFrame { cmd_type: "Catalog", list: "DeviceList", name: None };
 
 /// How many of `items` fit into one `catalog_page` of at most `max_bytes` after encoding: at least 1 if there are any,
 /// at most `MAX_ITEMS`.
 pub fn items_that_fit<S: AsRef<str>>(profile: Profile, device_id: &DeviceId, items: &[S], max_bytes: usize) -> usize {
-    // the longest numbers there can be in SN, SumNum and Num
-    let empty = catalog_page(profile, u32::MAX, device_id, u32::MAX as usize, &[""]).len();
-    let mut used = empty + MAX_ITEMS.ilog10() as usize;
-    let mut count = 0;
-    for item in items.iter().take(MAX_ITEMS) {
-        used += profile.charset().encode_xml(item.as_ref()).len();
-        if count > 0 && used > max_bytes {
-            break;
-        }
-        count += 1;
-    }
-    count
+    FRAME.fit(profile, device_id, items, max_bytes)
 }
 
 /// What happened to an item. [GB/T28181-2022 annex N]
@@ -560,7 +608,7 @@ pub fn change_xml(change: &CatalogChange, profile: Profile) -> String {
 pub fn catalog_notify_page<S: AsRef<str>>(profile: Profile, sn: u32, device_id: &DeviceId, changes: &[S]) -> Vec<u8> {
     body(profile, profile.catalog_notify_root(), "Catalog", sn, device_id, |w| {
         w.text("SumNum", changes.len());
-        device_list(w, changes);
+        write_list(w, FRAME.list, changes);
     })
 }
 
@@ -575,10 +623,14 @@ pub fn catalog_notify(profile: Profile, sn: u32, device_id: &DeviceId, changes: 
 pub struct CatalogResponse {
     /// Items of the whole answer, as the sender says; `None` if missing or negative. May be wrong or absurd.
     pub sum_num: Option<u32>,
+    /// Items of this message, as the sender says; as little to be believed.
+    pub num: Option<u32>,
     /// Items of this message.
     pub items: Vec<CatalogItem>,
     /// Items without a usable DeviceID, and items above `MAX_ITEMS`.
     pub dropped: usize,
+    /// What was tolerated in the body and its items.
+    pub policies: Policies,
 }
 
 impl CatalogResponse {
@@ -587,15 +639,36 @@ impl CatalogResponse {
         if !incoming.is(Root::Response, "Catalog") {
             return None;
         }
-        let mut out = Self { sum_num: incoming.element.number_of("SumNum"), ..Self::default() };
+        let mut out = Self {
+            sum_num: incoming.element.number_of("SumNum"),
+            num: list_num(&incoming.element, FRAME.list),
+            policies: incoming.policies,
+            ..Self::default()
+        };
         for item in list_items(&incoming.element) {
-            match CatalogItem::read(item) {
-                Some(item) if out.items.len() < MAX_ITEMS => out.items.push(item),
-                _ => out.dropped += 1,
+            if out.items.len() == MAX_ITEMS {
+                out.policies.note(CatalogPolicy::OverLimit);
+                out.dropped += 1;
+                continue;
+            }
+            match CatalogItem::read_noting(item, &mut out.policies) {
+                Some(item) => out.items.push(item),
+                None => out.dropped += 1,
             }
         }
         Some(out)
     }
+
+    /// For `assembly`. `bytes` is the length of the body.
+    pub fn into_chunk(self, bytes: usize) -> Chunk<CatalogItem> {
+        let Self { sum_num, num, items, dropped, policies } = self;
+        Chunk { sum_num, num, items, dropped, bytes, policies }
+    }
+}
+
+/// `Num` of a list; of the first, where it comes in several.
+pub(super) fn list_num(e: &Element, list: &str) -> Option<u32> {
+    e.child(list)?.attr("Num")?.parse().ok()
 }
 
 fn list_items(e: &Element) -> impl Iterator<Item = &Element> {
@@ -663,6 +736,7 @@ mod tests {
         assert_eq!(String::from_utf8_lossy(&page), String::from_utf8_lossy(sample));
         let back = CatalogResponse::read(&parse(sample, None).unwrap()).unwrap();
         assert_eq!((back.sum_num, back.items, back.dropped), (Some(120), vec![camera()], 0));
+        assert!(back.policies.is_empty(), "{:?}", back.policies);
     }
 
     #[test]
@@ -790,6 +864,25 @@ mod tests {
         let page = CatalogResponse::read(&parse(QUIRKS, None).unwrap()).unwrap();
         // SumNum says -1, Num says 2: neither is believed
         assert_eq!((page.sum_num, page.items.len(), page.dropped), (None, 4, 1));
+        use CatalogPolicy::*;
+        let noted: Vec<_> = page.policies.iter().collect();
+        let expected = [
+            (CharsetMislabelled, 1),
+            (ControlCharacters, 1),
+            (BareMarkup, 2),
+            (BrokenNesting, 1),
+            (UnreadableId, 1),
+            (MissingName, 1),
+            (StatusSpelling, 2),
+            (OddParental, 1),
+            (ParentIsSelf, 1),
+            (UnreadableParent, 1),
+            (NullWord, 1),
+            (FieldOutsideInfo, 1),
+            (EmptyCoordinate, 2),
+            (UnreadableValue, 1),
+        ];
+        assert_eq!(noted, expected);
         let [a, b, c, d] = page.items.try_into().unwrap();
         assert_eq!(a.name, "东门&西门<1号>");
         assert_eq!((a.parental, a.status, a.longitude), (None, Some(Status::On), None));
@@ -801,6 +894,40 @@ mod tests {
         // a Name whose end is misspelt is lost, the item is not
         assert_eq!((c.name.as_str(), c.model.as_deref(), c.status), ("", Some("C2"), Some(Status::On)));
         assert_eq!(d.device_id, a.device_id, "duplicates are the collector's business");
+    }
+
+    #[test]
+    fn odd_items_are_kept_and_named() {
+        use CatalogPolicy::*;
+        let noted = |inner: &str| {
+            let xml = format!("<Item>{inner}</Item>");
+            let mut policies = Policies::default();
+            let item = CatalogItem::read_noting(&Element::parse(xml.as_bytes(), None).unwrap(), &mut policies);
+            (item, policies.iter().map(|(policy, _)| policy).collect::<Vec<_>>())
+        };
+        let head = "<DeviceID>34020000001320000001</DeviceID><Name>n</Name>";
+        let cases: [(String, &[CatalogPolicy]); 14] = [
+            (head.into(), &[]),
+            ("<DeviceID>340200000032000001</DeviceID><Name>rule B</Name>".into(), &[OddIdLength]),
+            ("<DeviceID>3402000000132000000101</DeviceID><Name>n</Name>".into(), &[OddIdLength]),
+            ("<DeviceID>340200</DeviceID><Name></Name>".into(), &[MissingName]),
+            (format!("{head}<Status>On</Status>"), &[StatusSpelling]),
+            (format!("{head}<Status>sleeping</Status>"), &[StatusSpelling]),
+            (format!("{head}<ParentID>3402000000200000001</ParentID>"), &[OddParentLength]),
+            (format!("{head}<ParentID>34020000002000000001/34020000002160000001/</ParentID>"), &[]),
+            (format!("{head}<Longitude/><Latitude>0.000</Latitude>"), &[EmptyCoordinate]),
+            (format!("{head}<Longitude>181</Longitude>"), &[UnreadableValue]),
+            (format!("{head}<EndTime>soon</EndTime>"), &[UnreadableValue]),
+            (format!("{head}<Info><PTZType> 3 </PTZType></Info>"), &[]),
+            (format!("{head}<Info><PTZType>dome</PTZType></Info>"), &[UnreadableValue]),
+            (format!("{head}<Secrecy> 0 </Secrecy><Parental>1</Parental>"), &[]),
+        ];
+        for (inner, policies) in cases {
+            let (item, noted) = noted(&inner);
+            assert_eq!(noted, policies, "{inner}");
+            assert!(item.is_some(), "{inner}");
+        }
+        assert_eq!(noted("<Name>n</Name>"), (None, vec![UnreadableId]));
     }
 
     proptest! {

@@ -7,16 +7,23 @@
 //! break elements; a derived reader fails the whole body on the first of them, the tree loses one field.
 //! Not here: playback control text (MANSRTSP), who may ask for what, which answers are due when.
 
+pub mod assembly;
 pub mod catalog;
 pub mod notify;
+mod pages;
+pub mod policy;
 pub mod ptz;
 pub mod query;
+pub mod record;
 pub mod request;
 pub mod response;
 pub mod xml;
 
+pub use assembly::{Assembly, AssemblyLimits, Chunk, Ending, Outcome, Progress};
 pub use catalog::{CatalogChange, CatalogEvent, CatalogItem, ItemInfo, Status};
+pub use policy::{CatalogPolicy, Policies};
 pub use ptz::{ChecksumPolicy, PtzCommand, PtzError};
+pub use record::{RecordItem, RecordKind, RecordResponse};
 pub use request::{
     ControlError, ControlKind, DeviceControl, Incoming, Query, QueryKind, RequestError, Root, device_control, parse,
 };

@@ -6,6 +6,7 @@
 //! and EndTime stand for StartAlarmTime and EndAlarmTime (2016's sample).
 //! Not here: answers (`response`), permissions, what a camera can do.
 
+use super::policy::Policies;
 use super::ptz::{ChecksumPolicy, PtzCommand, PtzError};
 use super::xml::{Element, XmlError};
 use crate::proto::gb28181::{Charset, DeviceId, DeviceIdError, UnixMillis};
@@ -102,6 +103,8 @@ pub struct Incoming {
     pub device_id: DeviceId,
     /// The whole body.
     pub element: Element,
+    /// What had to be repaired to read it.
+    pub policies: Policies,
 }
 
 impl Incoming {
@@ -113,7 +116,8 @@ impl Incoming {
 
 /// Reads a body. `forced` is the peer's configured character set, if any.
 pub fn parse(body: &[u8], forced: Option<Charset>) -> Result<Incoming, RequestError> {
-    let element = Element::parse(body, forced)?;
+    let mut policies = Policies::default();
+    let element = Element::parse_noting(body, forced, &mut policies)?;
     let root = [Root::Control, Root::Query, Root::Notify, Root::Response]
         .into_iter()
         .find(|r| element.is(r.as_str()))
@@ -128,7 +132,7 @@ pub fn parse(body: &[u8], forced: Option<Charset>) -> Result<Incoming, RequestEr
     };
     let id = element.text_of("DeviceID").or_else(|| element.text_of("TargetID"));
     let device_id = DeviceId::parse(id.ok_or(RequestError::MissingDeviceId)?).map_err(RequestError::BadDeviceId)?;
-    Ok(Incoming { root, cmd_type, sn, device_id, element })
+    Ok(Incoming { root, cmd_type, sn, device_id, element, policies })
 }
 
 /// The queries of all versions. [GB/T28181-2022 A.2.4]

@@ -8,6 +8,7 @@
 //! root and after it is ignored (a second root is not).
 //! Not here: what elements mean.
 
+use super::policy::{CatalogPolicy, Policies};
 use crate::proto::gb28181::charset::{self, Charset};
 use quick_xml::events::{BytesRef, BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
@@ -98,11 +99,39 @@ impl Element {
 
     /// Reads a body. `forced` is the peer's configured character set, if any.
     pub fn parse(body: &[u8], forced: Option<Charset>) -> Result<Element, XmlError> {
+        Self::parse_noting(body, forced, &mut Policies::default())
+    }
+
+    /// The same; what had to be repaired is noted.
+    pub fn parse_noting(body: &[u8], forced: Option<Charset>, policies: &mut Policies) -> Result<Element, XmlError> {
         if body.len() > MAX_BYTES {
             return Err(XmlError::TooLong(body.len()));
         }
-        build(&repair(&charset::decode(body, forced))?)
+        let (text, charset) = charset::detect(body, forced);
+        note_charset(&text, charset, policies);
+        build(&repair(&text, policies)?, policies)
     }
+}
+
+/// Notes where the declaration and the bytes disagree. Text in ASCII is the same in every set.
+fn note_charset(text: &str, charset: Charset, policies: &mut Policies) {
+    if text.is_ascii() {
+        return;
+    }
+    match declared_encoding(text).map(Charset::parse) {
+        None => policies.note(CatalogPolicy::CharsetUnlabelled),
+        Some(Some(declared)) if (declared == Charset::Utf8) == (charset == Charset::Utf8) => {}
+        Some(_) => policies.note(CatalogPolicy::CharsetMislabelled),
+    }
+    policies.note_if(text.contains('\u{FFFD}'), CatalogPolicy::BrokenCharacters);
+}
+
+/// The value of `encoding` in the declaration, if there is one.
+fn declared_encoding(text: &str) -> Option<&str> {
+    let declaration = text.split_once("<?xml")?.1.split_once("?>")?.0;
+    let value = declaration.split_once("encoding")?.1.trim_start().strip_prefix('=')?.trim_start();
+    let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+    value[1..].split_once(quote).map(|(label, _)| label)
 }
 
 /// Characters XML 1.0 has no place for, and the C1 controls.
@@ -112,10 +141,12 @@ fn is_dropped(c: char) -> bool {
 
 /// Rewrites the text so that every `<` in it opens a tag: comments and processing instructions go, CDATA becomes
 /// escaped text, a `<` that opens no tag becomes `&lt;`, control characters go. Refuses document type declarations.
-fn repair(text: &str) -> Result<String, XmlError> {
+fn repair(text: &str, policies: &mut Policies) -> Result<String, XmlError> {
     let mut out = String::with_capacity(text.len() + 64);
-    let push = |piece: &str, out: &mut String| {
+    let (mut dropped, mut bare) = (false, false);
+    let mut push = |piece: &str, out: &mut String| {
         if piece.contains(is_dropped) {
+            dropped = true;
             out.extend(piece.chars().filter(|c| !is_dropped(*c)));
         } else {
             out.push_str(piece);
@@ -149,6 +180,7 @@ fn repair(text: &str) -> Result<String, XmlError> {
                     rest = &rest[end + 2..];
                 }
                 None => {
+                    bare = true;
                     out.push_str("&lt;");
                     rest = &rest[1..];
                 }
@@ -156,10 +188,12 @@ fn repair(text: &str) -> Result<String, XmlError> {
         }
     }
     push(rest, &mut out);
+    policies.note_if(dropped, CatalogPolicy::ControlCharacters);
+    policies.note_if(bare, CatalogPolicy::BareMarkup);
     Ok(out)
 }
 
-fn build(text: &str) -> Result<Element, XmlError> {
+fn build(text: &str, policies: &mut Policies) -> Result<Element, XmlError> {
     let mut reader = Reader::from_str(text);
     let config = reader.config_mut();
     config.check_end_names = false;
@@ -169,6 +203,7 @@ fn build(text: &str) -> Result<Element, XmlError> {
     let mut open: Vec<Element> = Vec::new();
     let mut root: Option<Element> = None;
     let mut elements = 0;
+    let (mut bare, mut broken) = (false, false);
     loop {
         let event = reader.read_event().map_err(|_| XmlError::Syntax)?;
         match event {
@@ -193,8 +228,10 @@ fn build(text: &str) -> Result<Element, XmlError> {
                 let name = tag.local_name();
                 // an end that fits nothing open is skipped
                 let Some(at) = open.iter().rposition(|e| e.is(name.as_ref())) else {
+                    broken = true;
                     continue;
                 };
+                broken |= open.len() > at + 1;
                 while open.len() > at + 1 {
                     let (Some(left_open), Some(parent)) = (open.pop(), open.last_mut()) else {
                         break;
@@ -210,12 +247,13 @@ fn build(text: &str) -> Result<Element, XmlError> {
             }
             Event::Text(t) => {
                 if let Some(e) = open.last_mut() {
+                    bare |= t.contains('&');
                     e.text.push_str(&t);
                 }
             }
             Event::GeneralRef(r) => {
                 if let Some(e) = open.last_mut() {
-                    resolve(&r, &mut e.text);
+                    bare |= !resolve(&r, &mut e.text);
                 }
             }
             Event::DocType(_) => return Err(XmlError::Dtd),
@@ -223,6 +261,8 @@ fn build(text: &str) -> Result<Element, XmlError> {
             Event::CData(_) | Event::Comment(_) | Event::Decl(_) | Event::PI(_) => {}
         }
     }
+    policies.note_if(bare, CatalogPolicy::BareMarkup);
+    policies.note_if(broken, CatalogPolicy::BrokenNesting);
     match root {
         Some(root) => Ok(root),
         None if elements > 0 => Err(XmlError::Truncated),
@@ -269,8 +309,8 @@ fn element(tag: &BytesStart<'_>) -> Element {
     Element { name: tag.local_name().as_ref().to_owned(), attrs, ..Element::default() }
 }
 
-/// The five entities and character references; anything else stays as it stood.
-fn resolve(reference: &BytesRef<'_>, out: &mut String) {
+/// The five entities and character references; anything else stays as it stood, and false is returned.
+fn resolve(reference: &BytesRef<'_>, out: &mut String) -> bool {
     let name: &str = reference;
     match name {
         "lt" => out.push('<'),
@@ -285,9 +325,11 @@ fn resolve(reference: &BytesRef<'_>, out: &mut String) {
                 out.push('&');
                 out.push_str(name);
                 out.push(';');
+                return false;
             }
         },
     }
+    true
 }
 
 /// Escapes `& < > " '` and drops control characters.
@@ -501,6 +543,40 @@ mod tests {
         let body = w.into_body(Charset::Gb2312);
         assert!(body.starts_with(b"<?xml version=\"1.0\" encoding=\"GB2312\"?>\r\n<A>\r\n<B>&#131072;</B>\r\n"));
         assert_eq!(Element::parse(&body, None).unwrap().text_of("B"), Some("\u{20000}"));
+    }
+
+    #[test]
+    fn repairs_are_noted() {
+        use CatalogPolicy::*;
+        let noted = |body: &[u8], forced| {
+            let mut policies = Policies::default();
+            Element::parse_noting(body, forced, &mut policies).unwrap();
+            policies.iter().map(|(policy, _)| policy).collect::<Vec<_>>()
+        };
+        let gbk = |text: &str| Charset::Gb2312.encode_xml(text);
+        let cases: [(Vec<u8>, &[CatalogPolicy]); 16] = [
+            (b"<?xml version=\"1.0\"?><A>a &lt;&amp;&#65; b</A>\r\n\0\0".into(), &[]),
+            (gbk("<?xml version=\"1.0\" encoding = 'GB2312' ?><A>东</A>"), &[]),
+            (gbk("<?xml version=\"1.0\" encoding=\"gb18030\"?><A>东</A>"), &[]),
+            ("<?xml version=\"1.0\" encoding=\"utf-8\"?><A>东</A>".into(), &[]),
+            (b"<?xml version=\"1.0\" encoding=\"big5\"?><A>1</A>".into(), &[]),
+            (gbk("<?xml version=\"1.0\"?><A>东</A>"), &[CharsetUnlabelled]),
+            (gbk("<A>东</A>"), &[CharsetUnlabelled]),
+            ("<?xml version=\"1.0\" encoding=\"GB2312\"?><A>东</A>".into(), &[CharsetMislabelled]),
+            (gbk("<?xml version=\"1.0\" encoding=\"UTF-8\"?><A>东</A>"), &[CharsetMislabelled]),
+            (gbk("<?xml version=\"1.0\" encoding=\"big5\"?><A>东</A>"), &[CharsetMislabelled]),
+            (b"<?xml version=\"1.0\" encoding=\"GB2312\"?><A>\xB6\xAB\xC3</A>".into(), &[BrokenCharacters]),
+            (b"<A>a&b</A>".into(), &[BareMarkup]),
+            (b"<A>a & b</A>".into(), &[BareMarkup]),
+            (b"<A>a < b</A>".into(), &[BareMarkup]),
+            (b"<A>a\x01b</A>".into(), &[ControlCharacters]),
+            (b"<A><B>1</C></A></B>".into(), &[BrokenNesting]),
+        ];
+        for (body, policies) in cases {
+            assert_eq!(noted(&body, None), policies, "{}", body.escape_ascii());
+        }
+        // configuration speaks before the label, but the label is still wrong
+        assert_eq!(noted(&gbk("<?xml encoding=\"UTF-8\"?><A>东</A>"), Some(Charset::Gb2312)), [CharsetMislabelled]);
     }
 
     proptest! {
