@@ -1,8 +1,18 @@
 //! From configuration to what the components take: a camera's catalogue item and how it is pulled.
 
-use crate::config::{self, AudioPolicy, Camera, PullPolicy, RtspTransport};
-use crate::proto::gb28181::{DeviceId, UnixMillis};
+use crate::config::{
+    self, AudioPolicy, Camera, Cidr, Config, Device, DeviceMedia, DevicePlane, DeviceSsrc, DigestAlgorithm, PullPolicy,
+    RtspTransport, SourcePolicy,
+};
+use crate::media::PlanePolicy;
+use crate::proto::gb28181::{Charset, DeviceId, UnixMillis, Version};
 use crate::proto::manscdp::{CatalogItem, ItemInfo};
+use crate::proto::sip::digest::Algorithm;
+use crate::proto::sip::registrar::{
+    Account, ExpiresLimits, Ids, KeepalivePolicy, LockoutConfig, NatPolicy, Network, Password, PendingPolicy,
+    RegistrarConfig, ShortExpires,
+};
+use crate::southbound::gb28181::{DeviceClass, MediaPolicy, TableConfig};
 use crate::southbound::rtsp::{CameraConfig, Policies, PullConfig, Rules};
 use std::sync::Arc;
 use url::Url;
@@ -101,6 +111,136 @@ pub fn camera_config(camera: &Camera) -> Option<CameraConfig> {
             linger: camera.linger.duration(),
             probe_interval: camera.probe_interval.duration(),
         },
+    })
+}
+
+fn networks(list: &[Cidr]) -> Vec<Network> {
+    let network = |(address, prefix_length)| Network { address, prefix_length };
+    list.iter().map(|cidr| network(cidr.parts())).collect()
+}
+
+fn version(standard: config::Standard) -> Option<Version> {
+    match standard {
+        config::Standard::Auto => None,
+        config::Standard::V2011 => Some(Version::V2011),
+        config::Standard::V2016 => Some(Version::V2016),
+        config::Standard::V2022 => Some(Version::V2022),
+    }
+}
+
+fn charset(charset: config::Charset) -> Option<Charset> {
+    match charset {
+        config::Charset::Auto => None,
+        config::Charset::Gb2312 => Some(Charset::Gb2312),
+        config::Charset::Gb18030 => Some(Charset::Gb18030),
+        config::Charset::Utf8 => Some(Charset::Utf8),
+    }
+}
+
+/// What `[[device]]` says of who may register. None without a usable code or password (validation has told it before).
+fn account(device: &Device) -> Option<Account> {
+    let ids = match device.id.strip_suffix('*') {
+        Some(digits) => Ids::Prefix { digits: digits.to_owned(), max: device.max.unwrap_or(1) as usize },
+        None => Ids::One(DeviceId::parse(&device.id).ok()?),
+    };
+    Some(Account {
+        ids,
+        username: (!device.username.is_empty()).then(|| device.username.clone()),
+        password: Some(Password::new(device.password.as_ref()?.expose())),
+        networks: networks(&device.networks),
+        date: Some(device.date),
+        version: version(device.standard),
+        keepalive: Some(KeepalivePolicy {
+            interval: device.keepalive_interval.duration(),
+            count: device.keepalive_max_missed,
+        }),
+        expires: None,
+        nat: Some(match device.source_policy {
+            SourcePolicy::SameSource => NatPolicy::SameSource,
+            SourcePolicy::SameIp => NatPolicy::SameIp,
+        }),
+    })
+}
+
+fn class(device: &Device) -> DeviceClass {
+    DeviceClass {
+        id: device.id.trim_end_matches('*').to_owned(),
+        prefix: device.id.ends_with('*'),
+        area: device.area.clone(),
+        version: version(device.standard),
+        charset: charset(device.charset),
+        catalog_interval: device.catalog_interval.duration(),
+        catalog_subscribe: device.catalog_subscribe,
+        media: match device.media {
+            DeviceMedia::Auto => MediaPolicy::Auto,
+            DeviceMedia::TcpPassive => MediaPolicy::TcpPassive,
+            DeviceMedia::TcpActive => MediaPolicy::TcpActive,
+            DeviceMedia::Udp => MediaPolicy::Udp,
+        },
+        ssrc_strict: device.ssrc == DeviceSsrc::Strict,
+        plane: match device.plane {
+            DevicePlane::Auto => PlanePolicy::Auto,
+            DevicePlane::Relay => PlanePolicy::Relay,
+            DevicePlane::Remux => PlanePolicy::Remux,
+        },
+        max_streams: device.max_streams as usize,
+        linger: device.linger.duration(),
+    }
+}
+
+/// Registrar and devices; None where nobody may register.
+pub fn table_config(config: &Config) -> Option<TableConfig> {
+    if config.registrar.is_none() && config.devices.is_empty() {
+        return None;
+    }
+    let registrar = config.registrar.clone().unwrap_or_default();
+    let gateway_id = DeviceId::parse(config.gateway.id.as_str()).ok()?;
+    let domain = config.gateway.id.domain().to_owned();
+    let cameras = config.cameras.iter().map(|c| c.id.to_string());
+    let uplinks = config.uplinks.iter().flat_map(|u| [u.server_id.to_string(), u.local_id.to_string()]);
+    let own: Vec<String> = uplinks.chain([config.gateway.id.to_string()]).collect();
+    let expires_max = registrar.expires_max.duration().as_secs() as u32;
+    let usable: Vec<(Account, DeviceClass)> =
+        config.devices.iter().filter_map(|d| Some((account(d)?, class(d)))).collect();
+    let (accounts, classes) = usable.into_iter().unzip();
+    Some(TableConfig {
+        gateway_id,
+        registrar: RegistrarConfig {
+            realm: if registrar.realm.is_empty() { domain.clone() } else { registrar.realm.clone() },
+            algorithms: registrar
+                .algorithms
+                .iter()
+                .map(|a| match a {
+                    DigestAlgorithm::Md5 => Algorithm::Md5,
+                    DigestAlgorithm::Sha256 => Algorithm::Sha256,
+                })
+                .collect(),
+            accounts,
+            reserved: own.iter().filter_map(|id| DeviceId::parse(id).ok()).collect(),
+            networks: networks(&registrar.networks),
+            pending: match registrar.pending {
+                config::PendingPolicy::List => PendingPolicy::List,
+                config::PendingPolicy::Refuse => PendingPolicy::Refuse,
+            },
+            expires: ExpiresLimits {
+                min: registrar.expires_min.duration().as_secs() as u32,
+                max: expires_max,
+                default: expires_max,
+                short: ShortExpires::Raise,
+            },
+            lockout: LockoutConfig {
+                failures: registrar.lockout_failures as usize,
+                hold: registrar.lockout_time.duration(),
+                ..LockoutConfig::default()
+            },
+            ..RegistrarConfig::default()
+        },
+        classes,
+        sip_advertised: config.sip.advertised_address.set(),
+        media_advertised: config.media.advertised_address.set(),
+        reserved: own.into_iter().chain(cameras).collect(),
+        mint: (domain.clone(), config.gateway.id.as_str().as_bytes().get(13).map_or(0, |d| d.saturating_sub(b'0'))),
+        domain,
     })
 }
 

@@ -4,7 +4,7 @@
 //! Shutdown is the reverse of wiring, each step with its own limit inside ten seconds: links say BYE and unregister,
 //! cameras and workers say TEARDOWN, then SIP, HTTP and the store close.
 
-use super::convert::{camera_config, catalog_item};
+use super::convert::{camera_config, catalog_item, table_config};
 use crate::catalog::{Area, Channel, ChannelState, Directory, DirectoryHandle};
 use crate::clock::{self, WallClock};
 use crate::config::{
@@ -16,6 +16,7 @@ use crate::metrics::{self, Metrics};
 use crate::northbound::{self, LinkConfig, LinkDeps, OwnSockets, UplinkStatus};
 use crate::proto::sip::endpoint::EndpointConfig;
 use crate::proto::sip::message::Transport;
+use crate::southbound::gb28181::{DeviceTable, TableDeps, TableHandle};
 use crate::southbound::rtsp::{Camera, CameraConfig, CameraDeps};
 use crate::store::{Actor, AuditEntry, Location, Outcome, StoreConfig, StoreError, StoreHandle};
 use crate::task::{Policy, Scope, TaskEvent};
@@ -97,6 +98,7 @@ pub struct Gateway {
     trace: TraceStore,
     own_addresses: Arc<[IpAddr]>,
     cameras: HashMap<String, CameraEntry>,
+    devices: watch::Sender<Option<TableHandle>>,
     links: HashMap<String, LinkEntry>,
     book: watch::Sender<BTreeMap<String, watch::Receiver<UplinkStatus>>>,
     listeners: Vec<sip_driver::BoundListener>,
@@ -237,6 +239,7 @@ impl Gateway {
             wall,
             trace,
             cameras: HashMap::new(),
+            devices: watch::channel(None).0,
             links: HashMap::new(),
             book,
             listeners,
@@ -248,6 +251,7 @@ impl Gateway {
         for camera in gateway.config.cameras.clone() {
             gateway.put_camera(&camera).await;
         }
+        gateway.apply_devices().await?;
         gateway.directory.settled().await;
         for uplink in gateway.config.uplinks.clone() {
             gateway.put_link(&uplink).await?;
@@ -276,6 +280,7 @@ impl Gateway {
             sip: self.sip.clone(),
             store: self.store.clone(),
             uplinks,
+            devices: self.devices.subscribe(),
             trace: self.trace.clone(),
             wall: self.wall.clone(),
         };
@@ -319,19 +324,25 @@ impl Gateway {
                 }
                 seconds += 1;
                 let snapshot = directory.now();
-                let mut counts = [0usize; 3];
+                let mut counts: HashMap<&str, [usize; 3]> = HashMap::from([("rtsp", [0; 3])]);
                 for channel in snapshot.channels.values() {
                     let up = channel.state.online;
-                    counts[match up {
+                    counts.entry(channel.kind).or_default()[match up {
                         Some(true) => 0,
                         Some(false) => 1,
                         None => 2,
                     }] += 1;
-                    metrics.camera_up(&metrics.camera(&channel.id), up == Some(true));
+                    // Thousands of channels of devices have no series of their own.
+                    if channel.kind == "rtsp" {
+                        metrics.camera_up(&metrics.camera(&channel.id), up == Some(true));
+                    }
                 }
-                metrics.channels_counted("rtsp", metrics::ChannelState::Online, counts[0]);
-                metrics.channels_counted("rtsp", metrics::ChannelState::Offline, counts[1]);
-                metrics.channels_counted("rtsp", metrics::ChannelState::Unknown, counts[2]);
+                for kind in ["rtsp", "gb28181"] {
+                    let counts = counts.get(kind).copied().unwrap_or_default();
+                    metrics.channels_counted(kind, metrics::ChannelState::Online, counts[0]);
+                    metrics.channels_counted(kind, metrics::ChannelState::Offline, counts[1]);
+                    metrics.channels_counted(kind, metrics::ChannelState::Unknown, counts[2]);
+                }
             }
         });
     }
@@ -372,6 +383,10 @@ impl Gateway {
     pub fn ports(&self) -> &PortPool {
         &self.ports
     }
+    /// Devices that register with us; none where nobody may.
+    pub fn devices(&self) -> Option<TableHandle> {
+        self.devices.borrow().clone()
+    }
     /// The uplinks' states.
     pub fn uplinks(&self) -> northbound::UplinkBook {
         self.book.subscribe()
@@ -406,6 +421,41 @@ impl Gateway {
             }
         }
         self.directory.areas(areas, Some(group.into()), gateway.name.clone()).await;
+        Ok(())
+    }
+
+    /// Starts the table of devices, or tells it what has changed. Once it is there it stays: a configuration without
+    /// devices lets nobody register.
+    async fn apply_devices(&mut self) -> Result<(), StartError> {
+        let Some(config) = table_config(&self.config) else {
+            if let Some(table) = self.devices() {
+                let empty = Config { registrar: Some(Default::default()), ..self.config.clone() };
+                if let Some(config) = table_config(&empty) {
+                    table.reconfigure(config).await;
+                }
+            }
+            return Ok(());
+        };
+        if let Some(table) = self.devices() {
+            table.reconfigure(config).await;
+            return Ok(());
+        }
+        let deps = TableDeps {
+            sip: self.sip.clone(),
+            hub: self.hub.clone(),
+            directory: self.directory.clone(),
+            store: self.store.clone(),
+            metrics: self.metrics.clone(),
+            ports: self.ports.clone(),
+            wall: self.wall.clone(),
+            listeners: self.listeners.iter().map(|l| l.local).collect(),
+        };
+        let (table, handle) = DeviceTable::new(config, deps, self.rng.random())
+            .await
+            .ok_or_else(|| StartError::Internal("the SIP driver has stopped".into()))?;
+        let scope = self.camera_scope.child("devices");
+        scope.spawn("device_table", table.run(scope.token()));
+        self.devices.send_replace(Some(handle));
         Ok(())
     }
 
@@ -619,9 +669,15 @@ impl Gateway {
                 summary.done.push(format!("camera {id} {}", if added { "added" } else { "changed" }));
             }
         }
+        self.config.cameras = new.cameras;
+        if changes.devices_changed {
+            self.config.devices = new.devices;
+            summary.done.push("devices".into());
+        }
+        // Cameras and areas count for devices too: no channel takes a camera's code.
+        self.apply_devices().await?;
         // Who asks after the reload sees what it did.
         self.directory.settled().await;
-        self.config.cameras = new.cameras;
         self.config.log = new.log;
         let mut failed = None;
         for uplink in new.uplinks {
@@ -650,7 +706,7 @@ impl Gateway {
     pub async fn shutdown(mut self) {
         let _ = self.audit("process.stop", "gateway", Outcome::Ok, "").await;
         report_aborted(self.link_scope.shutdown(LINK_GOODBYE).await);
-        report_aborted(self.camera_scope.shutdown(Duration::from_secs(1)).await);
+        report_aborted(self.camera_scope.shutdown(Duration::from_millis(2300)).await);
         report_aborted(self.media_scope.shutdown(Duration::from_millis(2000)).await);
         self.http_scope.cancel();
         report_aborted(self.sip_scope.shutdown(Duration::from_millis(1000)).await);

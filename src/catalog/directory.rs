@@ -98,9 +98,9 @@ pub struct DirectorySnapshot {
 
 #[derive(Debug)]
 enum Change {
-    Put(Box<Channel>),
+    Put(Vec<Channel>),
     Remove(Arc<str>),
-    State(Arc<str>, ChannelState),
+    States(Vec<(Arc<str>, ChannelState)>),
     Nodes { put: Vec<Node>, remove: Vec<Arc<str>> },
     Areas { areas: Vec<Area>, group: Option<Arc<str>>, group_name: String },
     Settle(oneshot::Sender<()>),
@@ -116,7 +116,11 @@ pub struct DirectoryHandle {
 impl DirectoryHandle {
     /// Adds or replaces a channel; a replaced one keeps its known state.
     pub async fn put(&self, channel: Channel) {
-        let _ = self.tx.send(Change::Put(Box::new(channel))).await;
+        self.put_all(vec![channel]).await;
+    }
+    /// The same for many: a recorder's whole catalogue.
+    pub async fn put_all(&self, channels: Vec<Channel>) {
+        let _ = self.tx.send(Change::Put(channels)).await;
     }
     /// Takes a channel away.
     pub async fn remove(&self, id: Arc<str>) {
@@ -128,7 +132,11 @@ impl DirectoryHandle {
     }
     /// New evidence. False when the queue is full (the next evidence will tell the same).
     pub fn state(&self, id: Arc<str>, state: ChannelState) -> bool {
-        self.tx.try_send(Change::State(id, state)).is_ok()
+        self.states(vec![(id, state)])
+    }
+    /// The same for many: all channels of a device that went away.
+    pub fn states(&self, states: Vec<(Arc<str>, ChannelState)>) -> bool {
+        self.tx.try_send(Change::States(states)).is_ok()
     }
     /// The areas and their group.
     pub async fn areas(&self, areas: Vec<Area>, group: Option<Arc<str>>, group_name: String) {
@@ -195,28 +203,32 @@ impl Directory {
 
 fn apply(state: &mut DirectorySnapshot, change: Change) -> bool {
     match change {
-        Change::Put(mut channel) => {
-            if let Some(old) = state.channels.get(&channel.id) {
-                channel.state = old.state.clone();
+        Change::Put(channels) => {
+            for mut channel in channels {
+                if let Some(old) = state.channels.get(&channel.id) {
+                    channel.state = old.state.clone();
+                }
+                state.channels.insert(channel.id.clone(), channel);
             }
-            state.channels.insert(channel.id.clone(), *channel);
             true
         }
         Change::Remove(id) => state.channels.remove(&id).is_some(),
-        Change::State(id, new) => match state.channels.get_mut(&id) {
-            Some(channel) => {
+        Change::States(news) => {
+            let mut changed = false;
+            for (id, new) in news {
+                let Some(channel) = state.channels.get_mut(&id) else { continue };
                 let old = &channel.state;
                 if old.online == new.online && old.reason == new.reason {
-                    return false;
+                    continue;
                 }
                 tracing::info!(
                     channel = %id, online = new.online, reason = new.reason, evidence = %new.evidence, "channel state"
                 );
                 channel.state = new;
-                true
+                changed = true;
             }
-            None => false,
-        },
+            changed
+        }
         Change::Nodes { put, remove } => {
             let mut changed = false;
             for id in remove {

@@ -11,5 +11,5 @@ pub use command::{
     ChannelCommand, CommandAnswer, CommandError, CommandHandle, RecordControl, RecordEvent, RecordFacts, RecordRequest,
     RecordSession,
 };
-pub use directory::{Area, Channel, ChannelState, Directory, DirectoryHandle, DirectorySnapshot};
+pub use directory::{Area, Channel, ChannelState, Directory, DirectoryHandle, DirectorySnapshot, Node};
 pub use view::{NotShared, Share, View, ViewSpec, changes, shared_channel, view};

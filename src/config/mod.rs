@@ -48,7 +48,9 @@ pub use log::{Log, LogFormat, LogLevel};
 pub use media::Media;
 pub use print::print_effective;
 pub use problem::{MAX_PROBLEMS, Problem, ProblemFormat, Severity, render_problems};
-pub use registrar::{Device, DeviceMedia, DevicePlane, DeviceSsrc, PendingPolicy, Registrar, SourcePolicy};
+pub use registrar::{
+    Device, DeviceMedia, DevicePlane, DeviceSsrc, DigestAlgorithm, PendingPolicy, Registrar, SourcePolicy,
+};
 pub use schema::is_taken_live;
 pub use secret::{MASK, Secret, SecretSource};
 pub use sip::{Sip, SipTls};

@@ -20,6 +20,8 @@ pub struct Registrar {
     pub pending: PendingPolicy,
     /// Realm of the digest challenge; empty: the first ten digits of `gateway.id`.
     pub realm: String,
+    /// Digest algorithms we offer, in this order.
+    pub algorithms: Vec<DigestAlgorithm>,
     /// Shortest registration we give, 60 s to 1 h; a device that asks for less gets this.
     pub expires_min: Span,
     /// Longest registration we give, 1 h to 7 d.
@@ -36,12 +38,24 @@ impl Default for Registrar {
             networks: Vec::new(),
             pending: PendingPolicy::List,
             realm: String::new(),
+            algorithms: vec![DigestAlgorithm::Md5],
             expires_min: Span::secs(60),
             expires_max: Span::secs(86_400),
             lockout_failures: 10,
             lockout_time: Span::secs(60),
         }
     }
+}
+
+/// A digest algorithm. Many devices look at the first challenge alone, and know MD5 alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DigestAlgorithm {
+    /// MD5.
+    #[serde(rename = "md5")]
+    Md5,
+    /// SHA-256.
+    #[serde(rename = "sha-256")]
+    Sha256,
 }
 
 /// What becomes of an unknown code that tries to register. Never added by itself.

@@ -126,7 +126,11 @@ pub(super) fn variable_keys() -> Vec<(String, VariableKind)> {
                 keys.push((format!("{key}.file"), VariableKind::Value));
                 keys.push((key, VariableKind::Value));
             } else {
-                let kind = if key == "registrar.networks" { VariableKind::List } else { VariableKind::Value };
+                let kind = if matches!(key.as_str(), "registrar.networks" | "registrar.algorithms") {
+                    VariableKind::List
+                } else {
+                    VariableKind::Value
+                };
                 keys.push((key, kind));
             }
         }

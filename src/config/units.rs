@@ -266,6 +266,11 @@ impl Cidr {
         (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some(Self { address, prefix })
     }
 
+    /// Its address and prefix length.
+    pub fn parts(&self) -> (IpAddr, u8) {
+        (self.address, self.prefix)
+    }
+
     /// Whether the address lies in this network. An IPv4 address never lies in an IPv6 network, and one that is
     /// written as IPv6 (`::ffff:192.0.2.1`) counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {

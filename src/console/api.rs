@@ -207,6 +207,16 @@ pub(super) async fn uplink(State(app): State<Arc<App>>, name: Named) -> Answer {
     Ok(Json(app.uplink(&named(name)?)?).into_response())
 }
 
+/// `/api/v1/devices`: those that register with us, and strangers that would like to.
+pub(super) async fn devices(State(app): State<Arc<App>>) -> Answer {
+    let table = app.deps.devices.borrow().clone();
+    let (items, pending) = match table {
+        Some(table) => table.snapshot().await,
+        None => Default::default(),
+    };
+    Ok(Json(json!({ "count": items.len(), "items": items, "pending": pending })).into_response())
+}
+
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum TraceFormat {

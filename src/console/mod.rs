@@ -23,6 +23,7 @@ use crate::config::{Http, Secret};
 use crate::media::HubHandle;
 use crate::metrics::Metrics;
 use crate::northbound::UplinkBook;
+use crate::southbound::gb28181::TableHandle;
 use crate::store::StoreHandle;
 use crate::transport::sip_driver::{BoundListener, SipHandle};
 use crate::transport::tls::{self, TlsError};
@@ -92,6 +93,8 @@ pub struct ConsoleDeps {
     pub directory: DirectoryHandle,
     /// Every enabled uplink.
     pub uplinks: UplinkBook,
+    /// Devices that register with us.
+    pub devices: tokio::sync::watch::Receiver<Option<TableHandle>>,
     /// The last SIP messages.
     pub trace: TraceStore,
     /// What /metrics tells.

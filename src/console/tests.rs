@@ -136,6 +136,7 @@ async fn site() -> Site {
         hub,
         directory,
         uplinks,
+        devices: watch::channel(None).1,
         metrics: Metrics::new("0", "abc"),
     };
     Site { deps, uplink, sip_stop, _book: book, _tasks: tasks }

@@ -100,6 +100,7 @@ impl Assembler {
 
     /// The stream has ended: gives out its last frame.
     #[cfg(test)]
+    #[cfg(test)]
     pub fn finish(&mut self, now: Instant) {
         self.demux.finish();
         self.pull(now);
@@ -254,7 +255,10 @@ mod tests {
         let (mut muxer_a, mut a) = (muxer(Some(AudioCodec::G711A)), Assembler::new());
         let out = run(&mut a, &stream(&mut muxer_a, 0, 3, true), t);
         let Assembled::Started(tracks) = out[0] else { panic!("tracks first") };
-        assert_eq!((tracks.video, tracks.audio, tracks.size), (VideoCodec::H264, Some(AudioCodec::G711A), Some((640, 360))));
+        assert_eq!(
+            (tracks.video, tracks.audio, tracks.size),
+            (VideoCodec::H264, Some(AudioCodec::G711A), Some((640, 360)))
+        );
         assert_eq!(out.len(), 1 + 9);
 
         // The map names sound that is not sent: the picture waits for it, not for ever.

@@ -29,9 +29,7 @@ pub use hub::{
     Hub, HubConfig, HubHandle, Seat, SinkLease, SinkReady, SourceFailure, SourceHandle, SourceRequest, StreamSnapshot,
     SubscribeError,
 };
-pub use receive::{
-    Plane, PlanePolicy, ReceiveEvent, ReceiveMeters, ReceiveSpec, ReceiveTransport, SsrcRule, receive,
-};
+pub use receive::{Plane, PlanePolicy, ReceiveEvent, ReceiveMeters, ReceiveSpec, ReceiveTransport, SsrcRule, receive};
 pub use sink::{SinkEnd, SinkEvent, SinkId, SinkMeters, SinkSpec, SinkTransport};
 pub use worker::FrameFeed;
 

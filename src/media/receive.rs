@@ -264,7 +264,10 @@ impl Source {
                 return Ok(());
             }
             let limit = self.first_packet_limit;
-            return Err(failure("no_media", format!("no packet within {limit:?}: check the way for media to our port")));
+            return Err(failure(
+                "no_media",
+                format!("no packet within {limit:?}: check the way for media to our port"),
+            ));
         };
         // Only a picture moves this on: a device whose encoder hangs may still send sound.
         let (since, reason) = match self.intake.last_picture() {

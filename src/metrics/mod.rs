@@ -41,17 +41,27 @@ pub const NAMES: &[&str] = &[
     "menshen_camera_up",
     "menshen_certificate_expiry_days",
     "menshen_channels",
+    "menshen_device_catalog_age_seconds",
+    "menshen_device_keepalive_missed_total",
+    "menshen_device_policy_applied_total",
+    "menshen_device_register_refused_total",
+    "menshen_devices",
     "menshen_gb35114_failures_total",
     "menshen_media_first_packet_seconds",
     "menshen_media_ports_in_use",
     "menshen_media_ports_size",
     "menshen_media_sessions",
+    "menshen_ps_resyncs_total",
     "menshen_rtp_alien_ssrc_total",
+    "menshen_rtp_bytes_received_total",
     "menshen_rtp_bytes_sent_total",
+    "menshen_rtp_duplicates_total",
+    "menshen_rtp_late_total",
     "menshen_rtp_packets_dropped_total",
     "menshen_rtp_packets_lost_total",
     "menshen_rtp_packets_received_total",
     "menshen_rtp_packets_sent_total",
+    "menshen_rtp_reordered_total",
     "menshen_sip_lenient_total",
     "menshen_sip_malformed_total",
     "menshen_sip_oversize_total",
@@ -157,6 +167,29 @@ struct ByChannel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByDevice {
+    device: ChannelLabel,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByDeviceState {
+    device: ChannelLabel,
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByDeviceReason {
+    device: ChannelLabel,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByDevicePolicy {
+    device: ChannelLabel,
+    policy: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByTask {
     task: &'static str,
 }
@@ -195,8 +228,19 @@ struct Inner {
     rtp_bytes_sent: Series<ByUplink, Counter>,
     rtp_packets_dropped: Series<ByUplinkReason, Counter>,
     rtp_packets_received: Series<BySource, Counter>,
+    rtp_bytes_received: Series<BySource, Counter>,
     rtp_packets_lost: Series<BySource, Counter>,
     rtp_alien_ssrc: Series<BySource, Counter>,
+    rtp_reordered: Series<BySource, Counter>,
+    rtp_duplicates: Series<BySource, Counter>,
+    rtp_late: Series<BySource, Counter>,
+    ps_resyncs: Series<BySource, Counter>,
+
+    devices: Series<ByDeviceState, Gauge>,
+    device_keepalive_missed: Series<ByDevice, Counter>,
+    device_refused: Series<ByDeviceReason, Counter>,
+    device_catalog_age: Series<ByDevice, Gauge>,
+    device_policies: Series<ByDevicePolicy, Counter>,
 
     camera_up: Series<ByChannel, Gauge>,
     camera_fps: Series<ByChannel, FloatGauge>,
@@ -222,28 +266,24 @@ impl RtpSent {
 }
 
 /// Counts what comes from one source.
-#[derive(Debug, Clone)]
-pub struct RtpReceived {
-    packets: Counter,
-    lost: Counter,
-    alien_ssrc: Counter,
-}
-
-impl RtpReceived {
-    /// `packets` RTP packets arrived.
-    pub fn received(&self, packets: u64) {
-        self.packets.inc_by(packets);
-    }
-
-    /// `packets` were found missing by their sequence numbers.
-    pub fn lost(&self, packets: u64) {
-        self.lost.inc_by(packets);
-    }
-
-    /// `packets` carried an SSRC nobody negotiated.
-    pub fn alien_ssrc(&self, packets: u64) {
-        self.alien_ssrc.inc_by(packets);
-    }
+#[derive(Debug, Clone, Default)]
+pub struct SourceCounters {
+    /// RTP packets.
+    pub packets: Counter,
+    /// Their bytes, headers included.
+    pub bytes: Counter,
+    /// Packets missing by their sequence numbers.
+    pub lost: Counter,
+    /// Packets of an SSRC or address nobody negotiated.
+    pub alien_ssrc: Counter,
+    /// Packets that came out of order and were put in order.
+    pub reordered: Counter,
+    /// Packets that came twice.
+    pub duplicates: Counter,
+    /// Packets that came after their place was given up.
+    pub late: Counter,
+    /// Times a program stream's structure was lost although no packet was.
+    pub resyncs: Counter,
 }
 
 /// One running media session: counted until dropped.
@@ -355,6 +395,11 @@ impl Metrics {
             ),
             rtp_packets_dropped: r.series("menshen_rtp_packets_dropped", "RTP packets not sent", Counter::default),
             rtp_packets_received: r.series("menshen_rtp_packets_received", "RTP packets received", Counter::default),
+            rtp_bytes_received: r.series(
+                "menshen_rtp_bytes_received",
+                "Bytes of RTP packets received, headers included",
+                Counter::default,
+            ),
             rtp_packets_lost: r.series(
                 "menshen_rtp_packets_lost",
                 "RTP packets missing by their sequence numbers",
@@ -363,6 +408,43 @@ impl Metrics {
             rtp_alien_ssrc: r.series(
                 "menshen_rtp_alien_ssrc",
                 "RTP packets with an SSRC nobody negotiated",
+                Counter::default,
+            ),
+            rtp_reordered: r.series(
+                "menshen_rtp_reordered",
+                "RTP packets that came out of order and were put in order",
+                Counter::default,
+            ),
+            rtp_duplicates: r.series("menshen_rtp_duplicates", "RTP packets that came twice", Counter::default),
+            rtp_late: r.series(
+                "menshen_rtp_late",
+                "RTP packets that came after their place was given up",
+                Counter::default,
+            ),
+            ps_resyncs: r.series(
+                "menshen_ps_resyncs",
+                "Program streams whose structure was lost although no packet was",
+                Counter::default,
+            ),
+            devices: r.series("menshen_devices", "Devices that register with us, by state", Gauge::default),
+            device_keepalive_missed: r.series(
+                "menshen_device_keepalive_missed",
+                "Devices that fell silent: as many keepalives in a row as are allowed were missing",
+                Counter::default,
+            ),
+            device_refused: r.series(
+                "menshen_device_register_refused",
+                "Registrations of configured devices that were refused",
+                Counter::default,
+            ),
+            device_catalog_age: r.series(
+                "menshen_device_catalog_age_seconds",
+                "Age of the oldest catalogue of a device that is online",
+                Gauge::default,
+            ),
+            device_policies: r.series(
+                "menshen_device_policy_applied",
+                "Catalogues with something odd that was mended, by rule",
                 Counter::default,
             ),
             camera_up: r.series("menshen_camera_up", "Whether the camera answers", Gauge::default),
@@ -454,9 +536,73 @@ impl Metrics {
         m.camera_fps.remove_where(|l| l.channel == gone);
         m.camera_bitrate.remove_where(|l| l.channel == gone);
         m.camera_clock_offset.remove_where(|l| l.channel == gone);
-        m.rtp_packets_received.remove_where(|l| l.source == gone);
-        m.rtp_packets_lost.remove_where(|l| l.source == gone);
-        m.rtp_alien_ssrc.remove_where(|l| l.source == gone);
+        self.remove_source(&gone);
+    }
+
+    fn remove_source(&self, gone: &ChannelLabel) {
+        let m = &self.0;
+        for series in [
+            &m.rtp_packets_received,
+            &m.rtp_bytes_received,
+            &m.rtp_packets_lost,
+            &m.rtp_alien_ssrc,
+            &m.rtp_reordered,
+            &m.rtp_duplicates,
+            &m.rtp_late,
+            &m.ps_resyncs,
+        ] {
+            series.remove_where(|l| l.source == *gone);
+        }
+    }
+
+    // ---- devices that register with us
+
+    /// `class` is a `[[device]]` of the configuration (a code, or a prefix with `*`): it gets series of its own.
+    pub fn add_device(&self, class: &str) -> ChannelLabel {
+        let label = ChannelLabel(admit(&self.0.channel_names, class));
+        let by = ByDevice { device: label.clone() };
+        self.0.device_keepalive_missed.of(&by);
+        self.source(&label);
+        label
+    }
+
+    /// The class has left the configuration.
+    pub fn remove_device(&self, class: &str) {
+        let Some(name) = write(&self.0.channel_names).take(class) else {
+            return;
+        };
+        let gone = ChannelLabel(name);
+        let m = &self.0;
+        m.devices.remove_where(|l| l.device == gone);
+        m.device_keepalive_missed.remove_where(|l| l.device == gone);
+        m.device_refused.remove_where(|l| l.device == gone);
+        m.device_catalog_age.remove_where(|l| l.device == gone);
+        m.device_policies.remove_where(|l| l.device == gone);
+        self.remove_source(&gone);
+    }
+
+    /// How many devices of a class stand where (online, silent, offline), and the age of the oldest catalogue.
+    pub fn devices_counted(&self, class: &ChannelLabel, counts: [usize; 3], oldest: Duration) {
+        for (state, count) in ["online", "silent", "offline"].into_iter().zip(counts) {
+            let by = ByDeviceState { device: class.clone(), state };
+            self.0.devices.of(&by).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.0.device_catalog_age.of(&ByDevice { device: class.clone() }).set(integer(oldest.as_secs()));
+    }
+
+    /// A device fell silent.
+    pub fn device_silent(&self, class: &ChannelLabel) {
+        self.0.device_keepalive_missed.of(&ByDevice { device: class.clone() }).inc();
+    }
+
+    /// A configured device was not let in.
+    pub fn device_refused(&self, class: &ChannelLabel, reason: &'static str) {
+        self.0.device_refused.of(&ByDeviceReason { device: class.clone(), reason }).inc();
+    }
+
+    /// Something odd in a catalogue was mended.
+    pub fn device_policy(&self, class: &ChannelLabel, policy: &'static str) {
+        self.0.device_policies.of(&ByDevicePolicy { device: class.clone(), policy }).inc();
     }
 
     // ---- uplinks
@@ -567,12 +713,17 @@ impl Metrics {
     }
 
     /// The counters of what comes from `source`.
-    pub fn rtp_received(&self, source: &ChannelLabel) -> RtpReceived {
+    pub fn source(&self, source: &ChannelLabel) -> SourceCounters {
         let by = BySource { source: source.clone() };
-        RtpReceived {
+        SourceCounters {
             packets: self.0.rtp_packets_received.of(&by),
+            bytes: self.0.rtp_bytes_received.of(&by),
             lost: self.0.rtp_packets_lost.of(&by),
             alien_ssrc: self.0.rtp_alien_ssrc.of(&by),
+            reordered: self.0.rtp_reordered.of(&by),
+            duplicates: self.0.rtp_duplicates.of(&by),
+            late: self.0.rtp_late.of(&by),
+            resyncs: self.0.ps_resyncs.of(&by),
         }
     }
 
@@ -662,10 +813,15 @@ mod tests {
         m.media_ports(4, 8000);
         m.rtp_sent(&psb).sent(10, 14_000);
         m.rtp_dropped(&psb, "slow_sink").inc();
-        let received = m.rtp_received(&cam);
-        received.received(100);
-        received.lost(2);
-        received.alien_ssrc(1);
+        let received = m.source(&cam);
+        received.packets.inc_by(100);
+        received.lost.inc_by(2);
+        received.alien_ssrc.inc();
+        let class = m.add_device("4113000058118*");
+        m.devices_counted(&class, [3, 1, 0], Duration::from_secs(60));
+        m.device_silent(&class);
+        m.device_refused(&class, "digest");
+        m.device_policy(&class, "zero_sum_num");
         m.camera_up(&cam, true);
         m.camera_measured(&cam, 25.0, 4_000_000);
         m.camera_clock_offset(&cam, 1.5);

@@ -1,2 +1,3 @@
-//! Southbound: the compound's cameras.
+//! Southbound: the compound's cameras. `rtsp` pulls them; `gb28181` lets them register.
+pub mod gb28181;
 pub mod rtsp;

@@ -15,6 +15,9 @@ const MAX_DEVICES: u64 = 10_000;
 
 pub(super) fn check(config: &Config, report: &mut Report) {
     if let Some(registrar) = &config.registrar {
+        if registrar.algorithms.is_empty() {
+            report.error("registrar.algorithms", "[]", "at least one is needed", "write [\"md5\"]");
+        }
         span("registrar.expires_min", registrar.expires_min, Span::secs(60), Span::secs(3600), report);
         span("registrar.expires_max", registrar.expires_max, Span::secs(3600), Span::secs(7 * 86_400), report);
         number("registrar.lockout_failures", u64::from(registrar.lockout_failures), 3..=100, report);

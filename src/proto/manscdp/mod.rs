@@ -17,6 +17,7 @@ pub mod query;
 pub mod record;
 pub mod request;
 pub mod response;
+pub mod tree;
 pub mod xml;
 
 pub use assembly::{Assembly, AssemblyLimits, Chunk, Ending, Outcome, Progress};

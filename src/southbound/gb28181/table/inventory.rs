@@ -1,0 +1,498 @@
+//! What a device has: its catalogue asked for, subscribed to, kept, and shown.
+//! Standard: [GB/T28181-2022 9.5, 9.11, annex M, annex N].
+//! Invariants: a channel keeps its code of ours for ever (the store sees to it); its state is what the device said and
+//! whether the device is there, never a stored row; a catalogue that came in part takes nothing away.
+
+use super::messages::Wanted;
+use super::*;
+use crate::catalog::{Channel, ChannelState, Node};
+use crate::proto::gb28181::IdKind;
+use crate::proto::gb28181::{Charset, Version};
+use crate::proto::manscdp::assembly::{Ending, Outcome};
+use crate::proto::manscdp::catalog::item_xml;
+use crate::proto::manscdp::request::CatalogQuery;
+use crate::proto::manscdp::response::DeviceInfo;
+use crate::proto::manscdp::tree::CatalogTree;
+use crate::proto::manscdp::{CatalogItem, Element, Query as Question, QueryKind, Status, query};
+use crate::proto::sip::dialog::Dialog;
+use crate::store::NewItem;
+
+/// A subscription is asked for so long, and renewed at half of it [GB/T28181-2022 9.11.1: default 600 s].
+const SUBSCRIBE_FOR: Duration = Duration::from_secs(3600);
+/// A catalogue that failed is asked for again after this.
+const RETRY: Duration = Duration::from_secs(60);
+/// News that demand the whole catalogue come in bursts.
+const SOON: Duration = Duration::from_secs(2);
+
+/// One item of a device's catalogue.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    pub(super) code: Arc<str>,
+    pub(super) playable: bool,
+    /// The device says that it is off.
+    pub(super) off: bool,
+    item: CatalogItem,
+    /// The device's identifier of what is above it; `None`: the device itself.
+    parent: Option<DeviceId>,
+}
+
+/// How news of a catalogue come.
+#[derive(Debug, Default)]
+enum News {
+    #[default]
+    Polling,
+    /// The device said yes; no NOTIFY has come yet.
+    Subscribed(Box<Dialog>),
+    /// A NOTIFY has come.
+    Verified(Box<Dialog>),
+}
+
+/// What is known of a device's catalogue.
+#[derive(Debug, Default)]
+pub(super) struct Inventory {
+    items: BTreeMap<DeviceId, Item>,
+    /// What it told of itself.
+    pub(super) told: DeviceInfo,
+    news: News,
+    /// Tells old timers from new ones.
+    round: u32,
+    subscription_round: u32,
+    pub(super) had_at_ms: Option<i64>,
+    pub(super) policies: Vec<&'static str>,
+    pub(super) failure: String,
+    /// The device's own code, once it is shown as a node.
+    node: Option<DeviceId>,
+}
+
+impl Inventory {
+    pub(super) fn items(&self) -> impl Iterator<Item = &Item> {
+        self.items.values()
+    }
+
+    /// Those that can be played.
+    pub(super) fn channels(&self) -> usize {
+        self.items.values().filter(|i| i.playable).count()
+    }
+
+    pub(super) fn mode(&self) -> &'static str {
+        match self.news {
+            News::Polling => "polling",
+            News::Subscribed(_) => "subscribed",
+            News::Verified(_) => "subscription",
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self) {
+        self.news = News::Polling;
+        self.subscription_round += 1;
+        self.round += 1;
+    }
+
+    fn dialog(&mut self) -> Option<&mut Dialog> {
+        match &mut self.news {
+            News::Polling => None,
+            News::Subscribed(dialog) | News::Verified(dialog) => Some(dialog),
+        }
+    }
+
+    pub(super) fn is_dialog(&self, request: &Request) -> bool {
+        let dialog = match &self.news {
+            News::Polling => return false,
+            News::Subscribed(dialog) | News::Verified(dialog) => dialog,
+        };
+        request.headers.call_id() == Some(dialog.call_id())
+    }
+
+    /// A NOTIFY has come: the subscription works.
+    pub(super) fn heard(&mut self) {
+        if let News::Subscribed(dialog) = std::mem::take(&mut self.news) {
+            self.news = News::Verified(dialog);
+        }
+    }
+
+    /// True when that is news.
+    pub(super) fn set_status(&mut self, own_id: &DeviceId, status: Status) -> bool {
+        let off = status == Status::Off;
+        match self.items.get_mut(own_id) {
+            Some(item) => std::mem::replace(&mut item.off, off) != off,
+            None => false,
+        }
+    }
+
+    /// The node a channel or node stands under.
+    fn home(&self, item: &Item) -> Option<Arc<str>> {
+        let above = item.parent.and_then(|id| self.items.get(&id)).filter(|above| !above.playable);
+        above.map(|above| above.code.clone()).or_else(|| self.node.map(|id| id.as_str().into()))
+    }
+
+    /// Everything of it that is no channel.
+    pub(super) fn nodes(&self, online: bool) -> Vec<Node> {
+        let own = self.node.map(|id| Node {
+            id: id.as_str().into(),
+            parent: None,
+            item: Arc::new(self.own_item(id)),
+            online,
+        });
+        let rest = self.items.values().filter(|i| !i.playable && i.item.device_id.is_code20()).map(|i| Node {
+            id: i.code.clone(),
+            parent: self.home(i),
+            item: Arc::new(recoded(&i.item, &i.code)),
+            online: online && !i.off,
+        });
+        own.into_iter().chain(rest).collect()
+    }
+
+    pub(super) fn node_ids(&self) -> Vec<Arc<str>> {
+        self.nodes(false).into_iter().map(|node| node.id).collect()
+    }
+
+    fn own_item(&self, id: DeviceId) -> CatalogItem {
+        let name = self.told.device_name.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| id.to_string());
+        let mut item = CatalogItem::new(id, name);
+        item.manufacturer = Some(self.told.manufacturer.clone().unwrap_or_else(|| "unknown".into()));
+        item.model = Some(self.told.model.clone().unwrap_or_else(|| "unknown".into()));
+        item.owner = Some("unknown".into());
+        item.parental = Some(true);
+        item.register_way = Some(1);
+        item.secrecy = Some(false);
+        item
+    }
+}
+
+/// A device's item under our code. What only the device can mean is taken out.
+fn recoded(item: &CatalogItem, code: &str) -> CatalogItem {
+    let mut item = item.clone();
+    if let Ok(id) = DeviceId::parse(code) {
+        item.device_id = id;
+    }
+    item.parent_id = Vec::new();
+    item.business_group_id = None;
+    let division = |c: &String| matches!(c.len(), 2 | 4 | 6 | 8) && c.bytes().all(|b| b.is_ascii_digit());
+    item.civil_code = item.civil_code.filter(division);
+    item
+}
+
+/// What a catalogue comes to, before the store has given codes.
+pub(super) struct Plan {
+    items: Vec<Entry>,
+    whole: bool,
+    policies: Vec<&'static str>,
+}
+
+/// An item, what is above it (`None`: the device), and whether it can be played.
+type Entry = (DeviceId, CatalogItem, Option<DeviceId>, bool);
+
+/// What to believe of a device's catalogue, parents before children, and what was odd about it.
+fn entries(device: DeviceId, items: impl IntoIterator<Item = CatalogItem>) -> (Vec<Entry>, Vec<&'static str>) {
+    let mut tree = CatalogTree::build(device, items);
+    let channels = tree.channels();
+    let playable: HashSet<DeviceId> = channels.iter().map(|c| c.own_id).collect();
+    let own = channels.into_iter().find(|c| c.own_id == device).map(|c| (device, c.item, None, true));
+    let entry = |item: &CatalogItem| {
+        let id = item.device_id;
+        (id, item.clone(), tree.parent(&id).filter(|p| *p != device), playable.contains(&id))
+    };
+    let rest: Vec<Entry> = tree.items().map(entry).collect();
+    let odd = tree.policies().iter().map(|(policy, _)| policy.as_str()).collect();
+    (own.into_iter().chain(rest).collect(), odd)
+}
+
+impl DeviceTable {
+    // ---- asking ----
+
+    /// Asks a device who it is and what it has, when its turn comes.
+    pub(super) async fn interview(&mut self, id: DeviceId) {
+        if !self.interviews.contains(&id) {
+            self.interviews.push_back(id);
+        }
+        self.next_interviews().await;
+    }
+
+    pub(super) fn interview_over(&mut self) {
+        self.interviewing = self.interviewing.saturating_sub(1);
+        // The next one is begun from the loop: this is called while others are being answered.
+        if !self.interviews.is_empty() {
+            self.after(Duration::ZERO, Timer::Interviews);
+        }
+    }
+
+    pub(super) async fn next_interviews(&mut self) {
+        while self.interviewing < INTERVIEWS {
+            let Some(id) = self.interviews.pop_front() else { return };
+            let Some(device) = self.devices.get_mut(&id).filter(|d| d.state == DeviceState::Online) else { continue };
+            device.inventory.round += 1;
+            let (flow, profile) = (device.flow, device.profile);
+            self.interviewing += 1;
+            for (kind, wanted) in [
+                (Question::Plain(QueryKind::DeviceInfo), Wanted::DeviceInfo),
+                (Question::Catalog(CatalogQuery::default()), Wanted::Catalog),
+            ] {
+                let sn = self.next_sn();
+                let body = query::query(profile, sn, &id, &kind);
+                let request = self.message(&flow, &id, body);
+                self.ask(id, id, sn, kind.kind().as_str().to_owned(), wanted, request).await;
+            }
+        }
+    }
+
+    /// News that demand the whole catalogue.
+    pub(super) fn catalog_soon(&mut self, id: DeviceId) {
+        self.catalog_after(id, SOON);
+    }
+
+    fn catalog_after(&mut self, id: DeviceId, wait: Duration) {
+        if let Some(device) = self.devices.get_mut(&id) {
+            device.inventory.round += 1;
+            let round = device.inventory.round;
+            self.after(wait, Timer::Catalog(id, round));
+        }
+    }
+
+    pub(super) async fn catalog_due(&mut self, id: DeviceId, round: u32) {
+        if self.devices.get(&id).is_some_and(|d| d.inventory.round == round) {
+            self.interview(id).await;
+        }
+    }
+
+    pub(super) fn catalog_failed(&mut self, id: DeviceId, why: String) {
+        tracing::warn!(device = %id, reason = %why, "no catalogue");
+        if let Some(device) = self.devices.get_mut(&id) {
+            device.inventory.failure = why;
+            self.catalog_after(id, RETRY);
+        }
+    }
+
+    // ---- the answer ----
+
+    pub(super) async fn catalog_came(&mut self, id: DeviceId, outcome: Outcome<CatalogItem>) {
+        let policies: Vec<&'static str> = outcome.policies.iter().map(|(policy, _)| policy.as_str()).collect();
+        for policy in &policies {
+            if let Some(device) = self.devices.get(&id) {
+                self.deps.metrics.device_policy(&device.label, policy);
+            }
+        }
+        if outcome.ending == Ending::Nothing {
+            return self.catalog_failed(id, "the device did not answer the catalogue query".into());
+        }
+        let whole = matches!(outcome.ending, Ending::Complete | Ending::Uncounted);
+        if !whole {
+            tracing::warn!(device = %id, items = outcome.items.len(), expected = outcome.expected,
+                "the catalogue came in part: what was known before stays");
+        }
+        let (items, odd) = entries(id, outcome.items);
+        let all = policies.into_iter().chain(odd).collect();
+        self.keep(id, Plan { items, whole, policies: all });
+    }
+
+    /// Has the store give codes.
+    fn keep(&mut self, id: DeviceId, plan: Plan) {
+        let stored = Profile::new(Version::V2022).with_charset(Charset::Utf8);
+        let (prefix, network) = self.cfg.mint.clone();
+        let items: Vec<NewItem> = plan
+            .items
+            .iter()
+            .map(|(own_id, item, _, playable)| NewItem {
+                own_id: own_id.to_string(),
+                wish: own_id.is_code20().then(|| own_id.to_string()),
+                type_code: if *playable { 132 } else { own_id.type_code().unwrap_or(216) },
+                item: item_xml(item, stored),
+            })
+            .collect();
+        // A device's own code is its own, and no item of another's may take it.
+        let devices = self.devices.keys().filter(|d| **d != id || plan.items.len() > 1).map(ToString::to_string);
+        let reserved: Vec<String> = self.cfg.reserved.iter().cloned().chain(devices).collect();
+        let (store, at) = (self.deps.store.clone(), self.now_ms());
+        let whole = plan.whole;
+        self.jobs.spawn(async move {
+            let codes = store.keep_items(id.as_str(), items, reserved, (prefix, network), whole, at).await;
+            Job::Kept { device: id, plan: Box::new(plan), codes }
+        });
+    }
+
+    pub(super) async fn catalog_kept(&mut self, id: DeviceId, plan: Plan, codes: Result<Vec<String>, StoreError>) {
+        let codes = match codes {
+            Ok(codes) => codes,
+            Err(e) => return self.catalog_failed(id, format!("its channels could not be given codes: {e}")),
+        };
+        let ms = self.now_ms();
+        let Some(device) = self.devices.get_mut(&id) else { return };
+        let before: Vec<(Arc<str>, bool)> =
+            device.inventory.items.values().map(|i| (i.code.clone(), i.playable)).collect();
+        if plan.whole {
+            device.inventory.items.clear();
+        }
+        let found = plan.items.len();
+        for ((own_id, item, parent, playable), code) in plan.items.into_iter().zip(codes) {
+            let off = item.status == Some(Status::Off);
+            device.inventory.items.insert(own_id, Item { code: code.into(), playable, off, item, parent });
+        }
+        device.inventory.had_at_ms = Some(ms);
+        device.inventory.policies = plan.policies;
+        device.inventory.failure = if plan.whole { String::new() } else { "it came in part".to_owned() };
+        let channels = device.inventory.channels();
+        tracing::info!(device = %id, items = found, channels, whole = plan.whole, odd = ?device.inventory.policies,
+            "catalogue of a device");
+        let now: HashSet<Arc<str>> = device.inventory.items.values().map(|i| i.code.clone()).collect();
+        let (class, online) = (device.class.clone(), device.state == DeviceState::Online);
+        for (code, playable) in before.into_iter().filter(|(code, _)| !now.contains(code)) {
+            self.channels.remove(&code);
+            if playable {
+                self.deps.directory.remove(code).await;
+            } else {
+                self.deps.directory.nodes(Vec::new(), vec![code]).await;
+            }
+        }
+        self.publish(&id).await;
+        self.tell_states(&id).await;
+        if online {
+            self.catalog_after(id, if plan.whole { class.catalog_interval } else { RETRY });
+            if class.catalog_subscribe {
+                self.subscribe(id).await;
+            }
+        }
+    }
+
+    /// What the store knows from before: shown at once, with nothing known of its state.
+    pub(super) async fn restore_items(&mut self) {
+        let rows = match self.deps.store.items().await {
+            Ok(rows) => rows,
+            Err(e) => return tracing::warn!(error = %e, "catalogues of before are not known"),
+        };
+        let mut by_device: BTreeMap<DeviceId, Vec<(CatalogItem, DeviceId, String)>> = BTreeMap::new();
+        for row in rows {
+            let (Ok(device), Ok(own_id)) = (DeviceId::parse(&row.device), DeviceId::parse(&row.own_id)) else {
+                continue;
+            };
+            let Some(item) =
+                Element::parse(row.item.as_bytes(), Some(Charset::Utf8)).ok().and_then(|e| CatalogItem::read(&e))
+            else {
+                continue;
+            };
+            by_device.entry(device).or_default().push((item, own_id, row.code));
+        }
+        for (id, rows) in by_device {
+            if self.class_of(&id).is_none() {
+                continue;
+            }
+            self.known_device(id);
+            let codes: HashMap<DeviceId, String> =
+                rows.iter().map(|(_, own_id, code)| (*own_id, code.clone())).collect();
+            let (items, _) = entries(id, rows.into_iter().map(|(item, _, _)| item));
+            let Some(device) = self.devices.get_mut(&id) else { continue };
+            for (own_id, item, parent, playable) in items {
+                let Some(code) = codes.get(&own_id) else { continue };
+                let item = Item { code: code.as_str().into(), playable, off: false, item, parent };
+                device.inventory.items.insert(own_id, item);
+            }
+            self.publish(&id).await;
+        }
+    }
+
+    /// Puts a device's channels and nodes into the directory; those that are there keep their state.
+    pub(super) async fn publish(&mut self, id: &DeviceId) {
+        let Some(device) = self.devices.get_mut(id) else { return };
+        let inventory = &mut device.inventory;
+        // A camera that is its own only channel needs no folder above it.
+        let alone = inventory.items.len() == 1;
+        let shown =
+            id.is_code20() && !alone && !matches!(id.kind(), IdKind::BusinessGroup | IdKind::VirtualOrganisation);
+        inventory.node = (shown && inventory.channels() > 0).then_some(*id);
+        let area: Option<Arc<str>> = device.class.area.as_deref().map(Into::into);
+        let mut channels = Vec::new();
+        for (own_id, item) in &inventory.items {
+            self.channels.insert(item.code.clone(), (*id, *own_id));
+            if !item.playable {
+                continue;
+            }
+            let mut shown = recoded(&item.item, &item.code);
+            let unknown = |told: &Option<String>| Some(told.clone().unwrap_or_else(|| "unknown".into()));
+            shown.manufacturer = shown.manufacturer.or_else(|| unknown(&inventory.told.manufacturer));
+            shown.model = shown.model.or_else(|| unknown(&inventory.told.model));
+            shown.owner.get_or_insert_with(|| "unknown".into());
+            shown.parental = Some(false);
+            shown.register_way.get_or_insert(1);
+            shown.secrecy.get_or_insert(false);
+            let address = if shown.name.is_empty() { item.code.to_string() } else { shown.name.clone() };
+            shown.address.get_or_insert(address);
+            if shown.name.is_empty() {
+                shown.name = item.code.to_string();
+            }
+            let streams =
+                shown.info.stream_number_list.as_deref().map_or(1, |list| list.split('/').count().clamp(1, 8));
+            channels.push(Channel {
+                id: item.code.clone(),
+                area: area.clone(),
+                parent: inventory.home(item),
+                item: Arc::new(shown),
+                streams: streams as u8,
+                source: self.source.clone(),
+                commands: Some(self.command_handle.clone()),
+                state: ChannelState::unknown(),
+                kind: "gb28181",
+            });
+        }
+        let nodes = device.inventory.nodes(device.state == DeviceState::Online);
+        let gone = if device.inventory.node.is_none() { vec![id.as_str().into()] } else { Vec::new() };
+        self.deps.directory.nodes(nodes, gone).await;
+        self.deps.directory.put_all(channels).await;
+    }
+
+    // ---- subscription ----
+
+    /// Subscribes, or renews. A device that refuses is polled.
+    async fn subscribe(&mut self, id: DeviceId) {
+        let Some(device) = self.devices.get_mut(&id) else { return };
+        let (flow, profile) = (device.flow, device.profile);
+        let renewed = device.inventory.dialog().map(|dialog| dialog.request("SUBSCRIBE"));
+        let sn = self.next_sn();
+        let body = query::query(profile, sn, &id, &Question::Catalog(CatalogQuery::default()));
+        let mut request = match renewed {
+            Some(request) => request,
+            None => {
+                let mut request = self.request(&flow, "SUBSCRIBE", &id);
+                request.headers.push("Event", profile.catalog_event(sn));
+                request
+            }
+        };
+        if request.headers.get("Event").is_none() {
+            request.headers.push("Event", profile.catalog_event(sn));
+        }
+        request.headers.push("Contact", self.contact(&flow));
+        request.headers.push("Expires", SUBSCRIBE_FOR.as_secs().to_string());
+        request.headers.push("Content-Type", "Application/MANSCDP+xml");
+        request.body = body.into();
+        let pending = Pending::Subscribe { device: id, request: Box::new(request.clone()) };
+        let _ = self.send(flow, request, pending).await;
+    }
+
+    pub(super) fn on_subscribed(&mut self, id: DeviceId, request: &Request, response: &Response, flow: Flow) {
+        if response.status >= 300 {
+            return self.subscription_failed(id, response.status);
+        }
+        let Some(device) = self.devices.get_mut(&id) else { return };
+        let granted = response.headers.expires().map_or(SUBSCRIBE_FOR, |s| Duration::from_secs(u64::from(s)));
+        if device.inventory.dialog().is_none() {
+            match Dialog::uac(request, response, flow) {
+                Ok(dialog) => device.inventory.news = News::Subscribed(Box::new(dialog)),
+                Err(_) => return self.subscription_failed(id, response.status),
+            }
+        }
+        device.inventory.subscription_round += 1;
+        let round = device.inventory.subscription_round;
+        self.after(granted.clamp(Duration::from_secs(30), SUBSCRIBE_FOR) / 2, Timer::Subscription(id, round));
+    }
+
+    pub(super) fn subscription_failed(&mut self, id: DeviceId, status: u16) {
+        if let Some(device) = self.devices.get_mut(&id) {
+            tracing::info!(device = %id, status, "no subscription to its catalogue: it is polled");
+            device.inventory.news = News::Polling;
+            device.inventory.subscription_round += 1;
+        }
+    }
+
+    pub(super) async fn subscription_due(&mut self, id: DeviceId, round: u32) {
+        if self.devices.get(&id).is_some_and(|d| d.inventory.subscription_round == round) {
+            self.subscribe(id).await;
+        }
+    }
+}
