@@ -111,4 +111,38 @@ pub enum SimCommand {
         #[arg(long, default_value_t = 0)]
         play: u64,
     },
+    /// A GB/T 28181 camera or NVR: registers with a platform, answers it and plays real clips, live and recorded.
+    Device(SimDeviceArgs),
+}
+
+/// `menshen sim device`
+#[derive(Debug, Args)]
+pub struct SimDeviceArgs {
+    /// Address of its own SIP (UDP and TCP).
+    #[arg(long, default_value = "0.0.0.0:0")]
+    pub listen: std::net::SocketAddr,
+    /// Where the platform is.
+    #[arg(long, default_value = "127.0.0.1:5060")]
+    pub server: std::net::SocketAddr,
+    /// The platform's 20-digit code.
+    #[arg(long)]
+    pub server_id: String,
+    /// The device's 20-digit code.
+    #[arg(long, default_value = "41130000581180000001")]
+    pub id: String,
+    /// Password of the registration.
+    #[arg(long, default_value = "12345678")]
+    pub password: String,
+    /// How many cameras it has.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub channels: u32,
+    /// Transport of SIP: udp or tcp.
+    #[arg(long, default_value = "udp")]
+    pub transport: String,
+    /// Version it speaks: 2011, 2016 or 2022.
+    #[arg(long, default_value = "2022")]
+    pub version: String,
+    /// Unregister and exit after so many seconds; 0: go on until interrupted.
+    #[arg(long, default_value_t = 0)]
+    pub seconds: u64,
 }

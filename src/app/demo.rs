@@ -3,16 +3,18 @@
 //! The demo is the product itself between two simulators that speak the real protocols over real sockets: cameras of
 //! known content, and an upper platform that plays every camera over UDP and TCP and compares every picture.
 
-use super::cli::SimCommand;
+use super::cli::{SimCommand, SimDeviceArgs};
 use super::wiring::{Gateway, StartOptions};
 use super::{COMMIT, Exit, complain, daemon, logging, say};
 use crate::clock;
 use crate::config::{self, Config, ProblemFormat, render_problems};
-use crate::proto::gb28181::{DeviceId, IdKind};
+use crate::proto::gb28181::{DeviceId, IdKind, Profile, Version};
 use crate::proto::manscdp::CatalogItem;
 use crate::proto::sdp::MediaTransport;
+use crate::proto::sip::message::Transport;
 use crate::sim::check::{parse_transport, play_and_check, table_head, table_row};
 use crate::sim::clip::{Clip, ClipLibrary};
+use crate::sim::device::{DeviceArgs, SimChannel, SimDeviceConfig, run_device};
 use crate::sim::platform::{PlatformArgs, PlatformHandle, SimPlatform, SimPlatformConfig, run_platform};
 use crate::sim::rtsp_camera::{Account, Mount, SimCamera, SimCameraConfig};
 use std::future::Future;
@@ -233,6 +235,62 @@ pub fn sim(which: SimCommand) -> Exit {
                 colour: std::io::stdout().is_terminal(),
             };
             with_runtime(sim_platform(args))
+        }
+        SimCommand::Device(args) => match device_args(args) {
+            Ok(args) => with_runtime(sim_device(args)),
+            Err(text) => {
+                complain(text);
+                Exit::Usage
+            }
+        },
+    }
+}
+
+fn device_args(args: SimDeviceArgs) -> Result<DeviceArgs, String> {
+    let code = |option: &str, text: &str| {
+        DeviceId::parse(text).ok().filter(DeviceId::is_code20).ok_or(format!("{option} {text}: must be 20 digits"))
+    };
+    let (id, server_id) = (code("--id", &args.id)?, code("--server-id", &args.server_id)?);
+    let transport = match args.transport.as_str() {
+        "udp" => Transport::Udp,
+        "tcp" => Transport::Tcp,
+        other => return Err(format!("--transport {other}: must be udp or tcp")),
+    };
+    let version = match args.version.as_str() {
+        "2011" => Version::V2011,
+        "2016" => Version::V2016,
+        "2022" => Version::V2022,
+        other => return Err(format!("--version {other}: must be 2011, 2016 or 2022")),
+    };
+    let config = SimDeviceConfig {
+        listen: args.listen,
+        transport,
+        profile: Profile::new(version),
+        channels: SimChannel::numbered(&id, args.channels).unwrap_or_default(),
+        ..SimDeviceConfig::on_loopback(id, &args.password, server_id, args.server)
+    };
+    Ok(DeviceArgs { config, length: (args.seconds > 0).then(|| Duration::from_secs(args.seconds)) })
+}
+
+async fn sim_device(args: DeviceArgs) -> Exit {
+    let cancel = CancellationToken::new();
+    let stop = cancel.clone();
+    let mut out = std::io::stdout();
+    let run = run_device(args, &mut out, cancel);
+    tokio::pin!(run);
+    let result = tokio::select! {
+        result = &mut run => result,
+        _ = tokio::signal::ctrl_c() => {
+            stop.cancel();
+            run.await
+        }
+    };
+    match result {
+        Ok(true) => Exit::Ok,
+        Ok(false) => Exit::CheckFailed,
+        Err(e) => {
+            complain(e);
+            Exit::Unavailable
         }
     }
 }
