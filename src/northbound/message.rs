@@ -1,8 +1,9 @@
 //! What an upper platform's MESSAGE gets for an answer: the SIP status, then what follows it.
 //! Standard: [GB/T28181-2022 9.3, 9.5, A.2], [GB/T28181-2016 9.3.1] for which controls get a Response.
 //! In: a parsed body and what this uplink sees and may do. Out: [`Verdict`]. Pure.
-//! Invariants: nothing is answered OK that is not done. Not built yet: a Query's Response says Result=ERROR, a list's
-//! SumNum=0; a control with a Response says Result=ERROR, one without is refused 403 with a Reason.
+//! Invariants: nothing is answered OK that is not done. What a channel's owner can be asked is passed on to it. What a
+//! channel has not: a Query's Response says Result=ERROR, a list's SumNum=0; a control with a Response says
+//! Result=ERROR, one without is refused 403 with a Reason.
 //! Unknown and unshared channels are 404 alike (an empty catalogue: that is what is below them); not permitted is 403.
 
 use crate::catalog::{Channel, DirectorySnapshot, View, ViewSpec, shared_channel};
@@ -59,12 +60,19 @@ pub enum Then {
     },
     /// A key frame for this channel, once it is in the audit log.
     KeyFrame(Arc<Channel>),
+    /// A query for the owner of this channel, or (audited, and only once it is in the audit log) a control.
+    Relay {
+        /// Whose; it has a way to its owner.
+        channel: Arc<Channel>,
+        /// A Response is due.
+        response: bool,
+    },
 }
 
 /// The answer.
 #[derive(Debug)]
 pub struct Verdict {
-    /// SIP status, sent at once (a key frame: after the audit record).
+    /// SIP status, sent at once (what is done after the audit record: after it).
     pub status: u16,
     /// Reason text, for a refusal.
     pub reason: String,
@@ -105,7 +113,14 @@ pub fn answer(incoming: &Incoming, cx: &Context<'_>) -> Verdict {
 
 fn query(incoming: &Incoming, cx: &Context<'_>) -> Verdict {
     let (profile, sn, id) = (cx.profile, incoming.sn, &incoming.device_id);
-    match QueryKind::parse(&incoming.cmd_type) {
+    let kind = QueryKind::parse(&incoming.cmd_type);
+    if kind != Some(QueryKind::Catalog)
+        && let Target::Channel(channel) = target(id, cx)
+        && channel.commands.is_some()
+    {
+        return Verdict::ok(Then::Relay { channel, response: true });
+    }
+    match kind {
         Some(QueryKind::Catalog) => Verdict::ok(Then::Catalog { sn, device_id: *id }),
         Some(QueryKind::DeviceInfo) => Verdict::ok(Then::Reply(match target(id, cx) {
             Target::Us => device_info(profile, sn, id, &our_info(cx)),
@@ -185,7 +200,8 @@ fn our_status(cx: &Context<'_>) -> DeviceStatus {
     }
 }
 
-fn channel_status(channel: &Channel, now: UnixMillis) -> DeviceStatus {
+/// What we know of a channel ourselves.
+pub fn channel_status(channel: &Channel, now: UnixMillis) -> DeviceStatus {
     let online = channel.state.online == Some(true);
     DeviceStatus {
         ok: true,
@@ -217,7 +233,12 @@ fn control(incoming: &Incoming, cx: &Context<'_>) -> Verdict {
         if !cx.allowed.config {
             return Verdict::refuse(403, "config is not permitted for this platform").audited("device_config");
         }
-        return refused("device_config", true, 403, "device configuration is not built yet");
+        return match target(id, cx) {
+            Target::Channel(channel) if channel.commands.is_some() => {
+                Verdict::ok(Then::Relay { channel, response: true }).audited("device_config")
+            }
+            _ => refused("device_config", true, 403, "device_config is not supported by this channel"),
+        };
     }
     if !incoming.is(Root::Control, "DeviceControl") {
         return Verdict::refuse(403, format!("control {} is not known here", cmd(incoming))).audited("control");
@@ -252,7 +273,10 @@ fn control(incoming: &Incoming, cx: &Context<'_>) -> Verdict {
     match (control, target(id, cx)) {
         (DeviceControl::KeyFrame, Target::Channel(channel)) => Verdict::ok(Then::KeyFrame(channel)).audited(action),
         (DeviceControl::KeyFrame, _) => Verdict::refuse(404, format!("{id} is no channel")).audited(action),
-        _ => refused(action, response, 403, &format!("{action} is not built yet")),
+        (_, Target::Channel(channel)) if channel.commands.is_some() => {
+            Verdict::ok(Then::Relay { channel, response }).audited(action)
+        }
+        _ => refused(action, response, 403, &format!("{action} is not supported by this channel")),
     }
 }
 
@@ -262,7 +286,7 @@ fn is_shared_group(id: &DeviceId, cx: &Context<'_>) -> bool {
 
 fn notify(incoming: &Incoming, cx: &Context<'_>) -> Verdict {
     if incoming.is(Root::Notify, "Broadcast") {
-        let reason = if cx.allowed.talk { "voice broadcast is not built yet" } else { "talk is not permitted" };
+        let reason = if cx.allowed.talk { "voice broadcast is not served here" } else { "talk is not permitted" };
         let body = result(cx.profile, "Broadcast", incoming.sn, &incoming.device_id, false);
         return Verdict { reason: reason.into(), ..Verdict::ok(Then::Reply(body)) }.audited("broadcast");
     }
@@ -366,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn queries_not_built_say_error_or_empty_list() {
+    fn queries_a_channel_has_no_answer_to_say_error_or_empty_list() {
         let w = world(true);
         for (cmd, expect) in [
             ("RecordInfo", "<SumNum>0</SumNum>"),
@@ -443,5 +467,33 @@ mod tests {
         );
         let text = body(v);
         assert!(text.contains("<Result>ERROR</Result>") && text.contains(CAM));
+    }
+
+    #[test]
+    fn what_an_owner_can_be_asked_is_passed_on_to_it() {
+        let mut w = world(true);
+        let (tx, _rx) = tokio::sync::mpsc::channel(1);
+        let id: Arc<str> = CAM.into();
+        w.snapshot.channels.get_mut(&id).unwrap().commands = Some(crate::catalog::CommandHandle::new(tx));
+        for cmd in ["DeviceStatus", "DeviceInfo", "RecordInfo", "PersetQuery", "ConfigDownload", "NoSuchQuery"] {
+            let v = ask(&w, ALL, &query(cmd, CAM));
+            assert!(matches!(v.then, Then::Relay { response: true, .. }) && v.audit.is_none(), "{cmd}");
+        }
+        assert!(matches!(ask(&w, ALL, &query("Catalog", CAM)).then, Then::Catalog { .. }));
+        let ptz = control(CAM, "<PTZCmd>A50F0001400000F5</PTZCmd>");
+        let v = ask(&w, ALL, &ptz);
+        assert!(matches!(v.then, Then::Relay { response: false, .. }) && v.audit == Some("ptz"));
+        let v = ask(&w, ALL, &control(CAM, "<GuardCmd>SetGuard</GuardCmd>"));
+        assert!(matches!(v.then, Then::Relay { response: true, .. }));
+        assert!(matches!(ask(&w, ALL, &control(CAM, "<IFameCmd>Send</IFameCmd>")).then, Then::KeyFrame(_)));
+        let config = format!(
+            "<Control><CmdType>DeviceConfig</CmdType><SN>5</SN><DeviceID>{CAM}</DeviceID><BasicParam/></Control>"
+        );
+        assert!(matches!(ask(&w, ALL, &config).then, Then::Relay { response: true, .. }));
+        for xml in [&ptz, &config] {
+            assert_eq!(ask(&w, Allowed { live: true, ..Allowed::default() }, xml).status, 403);
+        }
+        // Nothing of this is for ourselves.
+        assert_eq!(ask(&w, ALL, &control(LOCAL, "<PTZCmd>A50F0001400000F5</PTZCmd>")).status, 403);
     }
 }

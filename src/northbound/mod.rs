@@ -2,15 +2,16 @@
 //! gives out live streams.
 //!
 //! `link` is the actor; what it decides is in pure pieces beside it: `invite` (an INVITE's offer), `call` (a media
-//! session), `message` (answers to MESSAGE), `catalog_reply` (paged answers), `subscription` (catalogue notices),
-//! `ladder` (how far we got, and what to do). The registering itself is `proto::sip::registration`.
+//! session), `message` (answers to MESSAGE), `relayed` (a device's answers in our words), `paged_reply` (lists),
+//! `subscription` (catalogue notices), `ladder` (how far we got, and what to do). The registering itself is `proto::sip::registration`.
 
 mod call;
-mod catalog_reply;
 mod invite;
 pub mod ladder;
 mod link;
 mod message;
+mod paged_reply;
+mod relayed;
 mod status;
 mod subscription;
 

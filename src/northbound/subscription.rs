@@ -5,7 +5,7 @@
 //! Invariants: what is told is always the difference between the last told view and the present one, so that flapping
 //! within a batch is not told at all and nothing is ever lost by a full queue.
 
-use super::catalog_reply::PageSize;
+use super::paged_reply::PageSize;
 use crate::catalog::{View, changes};
 use crate::proto::gb28181::{DeviceId, IdKind, Profile};
 use crate::proto::manscdp::catalog::{catalog_notify_page, change_xml};

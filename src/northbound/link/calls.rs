@@ -257,6 +257,8 @@ impl Link {
     pub(super) async fn on_job(&mut self, job: Job) {
         match job {
             Job::Recorded => {}
+            Job::ControlRecorded { number, recorded } => self.on_control_recorded(number, recorded).await,
+            Job::Relayed { number, result } => self.on_relayed(number, result).await,
             Job::KeyFrame { tx, request, flow, streams, recorded } => {
                 if recorded {
                     for stream in streams {

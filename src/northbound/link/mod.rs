@@ -4,28 +4,31 @@
 //! [`UplinkStatus`]. Owner: one task per uplink; what it decides is in the pure pieces beside it.
 //! Invariants: requests come from this platform only (the driver routes by address and code); nothing here waits for
 //! a camera, a disk or a peer: such answers come back as inputs of the loop.
-//! Bounds: `max_sessions` calls, [`MAX_SUBSCRIPTIONS`] subscriptions, one catalogue answer at a time (a new query
-//! supersedes an old one), [`CLOSE_LIMIT`] for the goodbye.
-//! Files: `register`, `requests`, `subscribe`, `calls`, `publish` hold the methods of their subject.
+//! Bounds: `max_sessions` calls, [`MAX_SUBSCRIPTIONS`] subscriptions, [`MAX_REPLIES`] list answers at a time (a new query
+//! supersedes an old one of its kind and device), [`CLOSE_LIMIT`] for the goodbye.
+//! Files: `register`, `requests`, `relay`, `subscribe`, `calls`, `publish` hold the methods of their subject.
 
 mod calls;
 mod publish;
 mod register;
+mod relay;
 mod requests;
 mod subscribe;
 
 use calls::{CallEntry, stream_number, transport_name};
 use register::{contact, host_ip, host_port, profile_of, registration, route};
+use relay::{Control, Relay};
 
 use super::call::{Call, CallInput, CallOutput, CallState};
-use super::catalog_reply::{CatalogReply, HEAD, PageSize, UDP_MESSAGE};
 use super::invite::{self, Refusal, Wanted};
 use super::ladder::{Ladder, Rung};
 use super::message::{self, Allowed, Context, Then};
+use super::paged_reply::{HEAD, PageSize, PagedReply, UDP_MESSAGE};
+use super::relayed::Asked as AskedOf;
 use super::status::{CallStatus, UplinkStatus};
 use super::subscription::{Asked, DEFAULT_EXPIRES, MAX_EXPIRES, Subscription, Telling};
 use super::{LinkConfig, LinkDeps};
-use crate::catalog::{Channel, DirectorySnapshot, View, ViewSpec, shared_channel, view};
+use crate::catalog::{Channel, CommandAnswer, CommandError, DirectorySnapshot, View, ViewSpec, shared_channel, view};
 use crate::clock;
 use crate::config::{DialogMatch as DialogPolicy, H265Policy, Permission, SsrcPolicy, Standard, Transport as Via};
 use crate::media::{
@@ -35,7 +38,7 @@ use crate::media::{
 use crate::metrics::{Counter, PeerLabel, RtpSent, SessionCount, SessionKind, SessionTransport};
 use crate::proto::gb28181::{Charset, DeviceId, Profile, UnixMillis, Version};
 use crate::proto::manscdp::notify::Keepalive;
-use crate::proto::manscdp::response::result;
+use crate::proto::manscdp::response::{device_status, read_result, result};
 use crate::proto::manscdp::{self, Incoming, QueryKind, Root, Status};
 use crate::proto::sdp::ssrc::{Generator, format_y};
 use crate::proto::sdp::{
@@ -57,7 +60,7 @@ use crate::transport::sockopt::local_ip_towards;
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -79,6 +82,8 @@ const FAULT_KEEPALIVE: Duration = Duration::from_secs(5);
 /// The same refused control of the same channel is recorded once in this time: a peer that repeats itself must not fill
 /// the disk.
 const REFUSAL_AUDIT: Duration = Duration::from_secs(60);
+/// List answers under way at once: an operator's screen asks for a few; the oldest gives way.
+const MAX_REPLIES: usize = 16;
 /// Refusals remembered for that.
 const MAX_REFUSALS: usize = 256;
 /// A larger difference to the platform's clock is a step, which is logged and recorded; a smaller one is slewed.
@@ -102,6 +107,8 @@ enum Pending {
 enum Job {
     Subscribed { key: u64, result: Result<SinkReady, SubscribeError> },
     KeyFrame { tx: ServerTxId, request: Box<Request>, flow: Flow, streams: Vec<StreamKey>, recorded: bool },
+    ControlRecorded { number: u64, recorded: bool },
+    Relayed { number: u64, result: Result<CommandAnswer, CommandError> },
     Recorded,
 }
 
@@ -123,9 +130,14 @@ pub(super) struct Link {
     calls: HashMap<u64, CallEntry>,
     next_call: u64,
     subscriptions: Vec<Subscription>,
-    reply: Option<CatalogReply>,
-    /// Counts catalogue answers: what comes back for the page of an older one is of no interest.
+    /// List answers under way, by number: what comes back for the page of a superseded one is of no interest.
+    replies: BTreeMap<u64, PagedReply>,
     answers: u64,
+    /// Controls that wait for their audit record, in the order they came.
+    controls: VecDeque<Control>,
+    /// What is with the owners of channels, by number.
+    relays: HashMap<u64, Relay>,
+    next_relay: u64,
     profile: Profile,
     spec: ViewSpec,
     view: Arc<View>,
@@ -199,8 +211,11 @@ impl Link {
             calls: HashMap::new(),
             next_call: 1,
             subscriptions: Vec::new(),
-            reply: None,
+            replies: BTreeMap::new(),
             answers: 0,
+            controls: VecDeque::new(),
+            relays: HashMap::new(),
+            next_relay: 1,
             profile,
             spec,
             view: Arc::default(),
@@ -320,7 +335,8 @@ impl Link {
     async fn begin_closing(&mut self) {
         let now = clock::now();
         self.closing = Some(now + CLOSE_LIMIT);
-        self.reply = None;
+        self.replies.clear();
+        self.relays.clear();
         let keys: Vec<u64> = self.calls.keys().copied().collect();
         for key in keys {
             self.feed(key, CallInput::Drop).await;

@@ -1,4 +1,4 @@
-//! What comes in by SIP, by method; MESSAGE in full, and the catalogue answer it may start.
+//! What comes in by SIP, by method; MESSAGE in full, and the list answers it may start.
 
 use super::*;
 
@@ -192,6 +192,12 @@ impl Link {
             tracing::info!(uplink = %self.user, cmd = %message::cmd(&incoming), device = %incoming.device_id,
                 status = verdict.status, reason = %verdict.reason, "refused");
         }
+        if let Then::Relay { channel, response } = verdict.then {
+            return match verdict.audit {
+                Some(action) => self.relay_control(action, channel, response, incoming, tx, request, flow).await,
+                None => self.relay_query(channel, incoming, tx, &request, &flow).await,
+            };
+        }
         if let Then::KeyFrame(channel) = verdict.then {
             // A control is done only once it is on record.
             let mut streams: Vec<StreamKey> = self
@@ -225,7 +231,7 @@ impl Link {
                 self.send(message, Pending::Reply).await;
             }
             Then::Catalog { sn, device_id } => self.start_catalog(sn, device_id).await,
-            Then::Nothing | Then::KeyFrame(_) => {}
+            Then::Nothing | Then::KeyFrame(_) | Then::Relay { .. } => {}
         }
     }
 
@@ -343,40 +349,51 @@ impl Link {
 
     pub(super) async fn start_catalog(&mut self, sn: u32, device_id: DeviceId) {
         self.refresh_view();
-        if let Some(old) = self.reply.take() {
-            let (sent, of) = old.progress();
-            tracing::info!(uplink = %self.user, sent, of, "catalogue answer superseded by a new query");
-        }
         let view = Arc::clone(&self.view);
         let items = view.select(&device_id, &self.local_id);
-        self.reply = Some(CatalogReply::new(self.profile, sn, device_id, &items, self.page_size()));
+        let reply = PagedReply::catalog(self.profile, sn, device_id, &items, self.page_size());
+        self.start_reply(device_id, reply).await;
+    }
+
+    /// A new answer of the same kind for the same device supersedes the one under way.
+    pub(super) async fn start_reply(&mut self, device_id: DeviceId, reply: PagedReply) {
+        let superseded = self.replies.iter().find(|(_, old)| old.is_of(reply.cmd_type(), &device_id));
+        let oldest = self.replies.iter().next().filter(|_| self.replies.len() >= MAX_REPLIES);
+        if let Some(number) = superseded.or(oldest).map(|(number, _)| *number)
+            && let Some(old) = self.replies.remove(&number)
+        {
+            let (sent, of) = old.progress();
+            tracing::info!(uplink = %self.user, cmd = old.cmd_type(), sent, of, "list answer superseded by a new query");
+        }
         self.answers += 1;
+        self.replies.insert(self.answers, reply);
         self.next_page(self.answers, true).await;
     }
 
     /// The page before was accepted, or not: the next one of the same answer.
     pub(super) async fn next_page(&mut self, answer: u64, ok: bool) {
-        let Some(reply) = self.reply.as_mut().filter(|_| answer == self.answers) else { return };
+        let Some(reply) = self.replies.get_mut(&answer) else { return };
         let (sent, of) = reply.progress();
-        if !ok {
-            tracing::warn!(uplink = %self.user, sent, of, "catalogue answer broken off: a page was not accepted");
-            self.reply = None;
-            let ms = self.now_ms();
-            return self.ladder.failed(Rung::Catalog, ms, None, format!("{sent} of {of} items sent"));
+        let catalog = QueryKind::parse(reply.cmd_type()) == Some(QueryKind::Catalog);
+        let page = if ok { reply.next_page() } else { None };
+        if let Some(body) = page {
+            let message = self.message(body);
+            if !self.send(message, Pending::Page { answer }).await {
+                self.replies.remove(&answer);
+            }
+            return;
         }
-        match reply.next_page() {
-            Some(body) => {
-                let message = self.message(body);
-                if !self.send(message, Pending::Page { answer }).await {
-                    self.reply = None;
-                }
-            }
-            None => {
-                self.reply = None;
-                let ms = self.now_ms();
-                self.ladder.ok(Rung::Catalog, ms, format!("{of} items sent and accepted"));
-                tracing::info!(uplink = %self.user, items = of, "catalogue sent");
-            }
+        let Some(reply) = self.replies.remove(&answer) else { return };
+        let (cmd, ms) = (reply.cmd_type(), self.now_ms());
+        if ok {
+            tracing::info!(uplink = %self.user, cmd, items = of, "list sent");
+        } else {
+            tracing::warn!(uplink = %self.user, cmd, sent, of, "list answer broken off: a page was not accepted");
+        }
+        match (catalog, ok) {
+            (true, true) => self.ladder.ok(Rung::Catalog, ms, format!("{of} items sent and accepted")),
+            (true, false) => self.ladder.failed(Rung::Catalog, ms, None, format!("{sent} of {of} items sent")),
+            (false, _) => {}
         }
     }
 }
