@@ -5,7 +5,7 @@
 //! In: the request. Out: [`Wanted`] or [`Refusal`]. Pure.
 
 use crate::proto::gb28181::{DeviceId, Subject};
-use crate::proto::sdp::{MediaOffer, Payload, SessionKind};
+use crate::proto::sdp::{MediaOffer, Payload, Sdp, SessionKind};
 use crate::proto::sip::header;
 use crate::proto::sip::message::Request;
 
@@ -38,6 +38,11 @@ pub struct Wanted {
     pub payload_type: u8,
 }
 
+/// True for an INVITE that asks for a recording, whatever else is in it.
+pub fn is_history(request: &Request) -> bool {
+    Sdp::parse(&request.body).is_ok_and(|s| SessionKind::parse(&s.session_name).is_some_and(SessionKind::is_history))
+}
+
 /// Reads it. `local_id` is our own code towards this platform.
 pub fn read(request: &Request, local_id: &DeviceId) -> Result<Wanted, Refusal> {
     if request.body.is_empty() {
@@ -63,11 +68,8 @@ pub fn read(request: &Request, local_id: &DeviceId) -> Result<Wanted, Refusal> {
         .or_else(by_subject)
         .or_else(by_to)
         .ok_or_else(|| Refusal::new(404, "neither Request-URI nor Subject names a channel"))?;
-    match offer.kind {
-        SessionKind::Play => {}
-        SessionKind::Playback => return Err(Refusal::new(488, "playback (s=Playback) is not built yet")),
-        SessionKind::Download => return Err(Refusal::new(488, "download (s=Download) is not built yet")),
-        SessionKind::Talk => return Err(Refusal::new(488, "talk (s=Talk) is not built yet")),
+    if offer.kind == SessionKind::Talk {
+        return Err(Refusal::new(488, "talk (s=Talk) is not served here"));
     }
     let Payload::Ps(payload_type) = offer.payload else {
         return Err(Refusal::new(488, "the offer has no PS/90000"));

@@ -11,8 +11,12 @@ use tokio::sync::watch;
 pub struct CallStatus {
     /// SIP Call-ID.
     pub call_id: String,
+    /// `live`, `playback`, `download`.
+    pub kind: &'static str,
     /// Channel code.
     pub channel: String,
+    /// The part of the recording, start and end in Unix seconds; None for live pictures.
+    pub time: Option<(u64, u64)>,
     /// GB stream number.
     pub stream: u8,
     /// `udp`, `tcp_passive`, `tcp_active` (our side).

@@ -26,6 +26,19 @@ pub(super) struct CallEntry {
     pub(super) since_ms: i64,
     pub(super) first_packet: bool,
     pub(super) answered_body: Bytes,
+    /// None for live pictures.
+    pub(super) record: Option<Record>,
+}
+
+impl CallEntry {
+    /// For the audit log: which stream, where to, which part of a recording.
+    fn describe(&self) -> String {
+        let text = format!("stream {}, to {}", self.number, self.remote);
+        match self.wanted.offer.time {
+            Some((start, end)) => format!("{text}, t={start}-{end}"),
+            None => text,
+        }
+    }
 }
 
 impl Link {
@@ -73,8 +86,10 @@ impl Link {
             return self.on_reinvite(tx, request, flow).await;
         }
         let ms = self.now_ms();
+        let history = invite::is_history(&request);
         let call_id = request.headers.call_id().unwrap_or_default().to_owned();
         match self.prepare(now, &request, tx, flow).await {
+            Ok(()) if history => {}
             Ok(()) => {
                 self.ladder.ok(Rung::Invite, ms, format!("INVITE {call_id}"));
                 self.ladder.reset_from(Rung::Ack);
@@ -82,12 +97,10 @@ impl Link {
             Err(refusal) => {
                 tracing::warn!(uplink = %self.user, %call_id, uri = %plain(&request.uri), status = refusal.status,
                     reason = %refusal.reason, "INVITE refused");
-                self.ladder.failed(
-                    Rung::Invite,
-                    ms,
-                    Some(refusal.status),
-                    format!("{} {}", refusal.status, refusal.reason),
-                );
+                if !history {
+                    let evidence = format!("{} {}", refusal.status, refusal.reason);
+                    self.ladder.failed(Rung::Invite, ms, Some(refusal.status), evidence);
+                }
                 self.refuse(tx, &request, &flow, &refusal).await;
             }
         }
@@ -122,12 +135,14 @@ impl Link {
             return Err(Refusal::new(503, "stopping"));
         }
         let wanted = invite::read(request, &self.local_id)?;
-        if !self.allowed().live {
-            return Err(Refusal::new(403, "live pictures are not permitted for this platform"));
-        }
+        self.may_open(wanted.offer.kind)?;
         let snapshot = self.deps.directory.now();
         let channel: Arc<Channel> = shared_channel(&snapshot, &self.spec, &wanted.channel)
             .map_err(|_| Refusal::new(404, format!("channel {} is unknown or not shared", wanted.channel)))?;
+        let recording = match wanted.offer.kind.is_history() {
+            true => Some(self.record_request(&wanted.offer, &channel)?),
+            false => None,
+        };
         if self.call_by_id(request.headers.call_id().unwrap_or_default()).is_some() {
             // ACK and BYE are told apart by Call-ID; a merged or repeated INVITE is one of the two [RFC3261 8.2.2.2].
             return Err(Refusal::new(482, "a session with this Call-ID is under way"));
@@ -179,7 +194,7 @@ impl Link {
         };
         let ssrc = match (self.cfg.uplink.ssrc, wanted.offer.ssrc) {
             (SsrcPolicy::Echo, Some(ssrc)) => ssrc,
-            _ => self.own_ssrc(),
+            _ => self.own_ssrc(recording.is_some()),
         };
         let spec = SinkSpec {
             ssrc,
@@ -196,18 +211,15 @@ impl Link {
             },
             events: self.sink_tx.clone(),
         };
-        let stream = StreamKey::live(channel.id.clone(), number);
-        let answer = self
-            .deps
-            .hub
-            .subscribe(stream, spec, channel.source.clone())
-            .map_err(|e| Refusal::new(503, e.to_string()))?;
         let key = self.next_call;
         self.next_call += 1;
-        self.jobs.spawn(async move {
-            let result = answer.await.unwrap_or(Err(SubscribeError::Stopping));
-            Job::Subscribed { key, result }
-        });
+        let record = match recording {
+            Some(request) => Some(self.open_record(key, &channel, request, spec)),
+            None => {
+                self.subscribe(key, StreamKey::live(channel.id.clone(), number), spec, channel.source.clone())?;
+                None
+            }
+        };
         let call_id = request.headers.call_id().unwrap_or_default().to_owned();
         let entry = CallEntry {
             call: Call::new(),
@@ -232,8 +244,25 @@ impl Link {
             since_ms: self.now_ms(),
             first_packet: false,
             answered_body: Bytes::new(),
+            record,
         };
         self.calls.insert(key, entry);
+        Ok(())
+    }
+
+    /// Asks the hub for the stream of call `key`.
+    pub(super) fn subscribe(
+        &mut self,
+        key: u64,
+        stream: StreamKey,
+        spec: SinkSpec,
+        source: SourceHandle,
+    ) -> Result<(), Refusal> {
+        let answer = self.deps.hub.subscribe(stream, spec, source).map_err(|e| Refusal::new(503, e.to_string()))?;
+        self.jobs.spawn(async move {
+            let result = answer.await.unwrap_or(Err(SubscribeError::Stopping));
+            Job::Subscribed { key, result }
+        });
         Ok(())
     }
 
@@ -245,19 +274,24 @@ impl Link {
         self.calls.iter().find(|(_, c)| c.wanted.subject.as_ref() == Some(subject)).map(|(k, _)| *k)
     }
 
-    /// 0, digits 4-8 of our code, and a number that is not used again soon.
-    pub(super) fn own_ssrc(&mut self) -> u32 {
+    /// 0, or 1 for a recording, digits 4-8 of our code, and a number that is not used again soon.
+    pub(super) fn own_ssrc(&mut self, history: bool) -> u32 {
         let used: Vec<u32> = self.calls.values().map(|c| c.ssrc).collect();
         self.ssrcs
             .as_mut()
-            .and_then(|g| g.next(false, |s| used.contains(&s)))
-            .unwrap_or_else(|| self.rng.random_range(1..1_000_000_000))
+            .and_then(|g| g.next(history, |s| used.contains(&s)))
+            .unwrap_or_else(|| u32::from(history) * 1_000_000_000 + self.rng.random_range(1..1_000_000_000))
     }
 
     pub(super) async fn on_job(&mut self, job: Job) {
         match job {
             Job::Recorded => {}
             Job::ControlRecorded { number, recorded } => self.on_control_recorded(number, recorded).await,
+            Job::Opened { key, result } => self.on_opened(key, result).await,
+            Job::RecordNews { key, event, events } => self.on_record_news(key, event, events).await,
+            Job::Controlled { key, tx, request, flow, asked, result } => {
+                self.on_info_answered(key, (tx, request, flow), asked, result).await;
+            }
             Job::Relayed { number, result } => self.on_relayed(number, result).await,
             Job::KeyFrame { tx, request, flow, streams, recorded } => {
                 if recorded {
@@ -317,17 +351,23 @@ impl Link {
                     let after = at.saturating_duration_since(call.invited);
                     self.deps.metrics.media_first_packet(&self.label, after);
                     let to = call.remote;
-                    self.ladder.ok(Rung::FirstRtp, ms, format!("first packet to {to} after {} ms", after.as_millis()));
+                    if call.is_live() {
+                        let evidence = format!("first packet to {to} after {} ms", after.as_millis());
+                        self.ladder.ok(Rung::FirstRtp, ms, evidence);
+                    }
                 }
             }
             SinkEvent::Ended(why) => {
                 let call = &self.calls[&key];
                 tracing::info!(uplink = %self.user, call_id = %call.call_id, channel = %call.channel,
                     remote = %call.remote, reason = why.as_str(), "media ended");
-                if matches!(why, SinkEnd::ConnectFailed | SinkEnd::NeverConnected | SinkEnd::Refused) {
+                if call.is_live() && matches!(why, SinkEnd::ConnectFailed | SinkEnd::NeverConnected | SinkEnd::Refused)
+                {
                     self.ladder.failed(Rung::FirstRtp, ms, None, format!("{}: {}", call.remote, why.as_str()));
                 }
-                self.feed(key, CallInput::MediaEnded).await;
+                if !self.record_drained(key, why) {
+                    self.feed(key, CallInput::MediaEnded).await;
+                }
             }
         }
     }
@@ -348,8 +388,10 @@ impl Link {
                     if status != 487 {
                         tracing::warn!(uplink = %self.user, call_id = %entry.call_id, channel = %entry.channel, status,
                             reason = %reason, "INVITE refused");
-                        let ms = self.now_ms();
-                        self.ladder.failed(Rung::Invite, ms, Some(status), format!("{status} {reason}"));
+                        if entry.is_live() {
+                            let ms = self.now_ms();
+                            self.ladder.failed(Rung::Invite, ms, Some(status), format!("{status} {reason}"));
+                        }
                     }
                     let entry = &self.calls[&key];
                     self.refuse(entry.tx, &entry.request, &entry.flow, &Refusal::new(status, reason)).await;
@@ -384,8 +426,9 @@ impl Link {
         }
         let seconds = (self.now_ms() - entry.since_ms).max(0) / 1000;
         tracing::info!(uplink = %self.user, call_id = %entry.call_id, channel = %entry.channel, seconds, "session ended");
-        let text = format!("{} s, stream {}, to {}", seconds, entry.number, entry.remote);
-        let record = self.entry("live.end", "channel", entry.channel.to_string(), Outcome::Ok, text, &entry.flow);
+        let text = format!("{seconds} s, {}", entry.describe());
+        let action = format!("{}.end", kind_word(entry.kind()));
+        let record = self.entry(&action, "channel", entry.channel.to_string(), Outcome::Ok, text, &entry.flow);
         self.record(record);
     }
 
@@ -404,7 +447,7 @@ impl Link {
             port,
             ssrc: entry.ssrc,
             f: entry.tracks.map(|t| f_of(&t)),
-            file_size: None,
+            file_size: entry.record.as_ref().and_then(Record::file_size),
         };
         let body = Bytes::from(answer.to_sdp().to_string());
         let mut response = response_to(&entry.request, &entry.flow, 200, None, &entry.tag);
@@ -413,15 +456,20 @@ impl Link {
         response.body = body.clone();
         entry.answered_body = body;
         entry.dialog = Dialog::uas(&entry.request, &response, entry.flow).ok();
-        entry.count = Some(self.deps.metrics.media_session_started(&self.label, SessionKind::Play, entry.transport));
+        let kind = match entry.kind() {
+            OfferKind::Playback => SessionKind::Playback,
+            OfferKind::Download => SessionKind::Download,
+            OfferKind::Play | OfferKind::Talk => SessionKind::Play,
+        };
+        entry.count = Some(self.deps.metrics.media_session_started(&self.label, kind, entry.transport));
         let tx = entry.tx;
         let waited = clock::now().saturating_duration_since(entry.invited);
         tracing::info!(uplink = %self.user, call_id = %entry.call_id, channel = %entry.channel, stream = entry.number,
             remote = %entry.remote, transport = transport_name(entry.transport), ssrc = entry.ssrc,
             after_ms = waited.as_millis() as u64, "INVITE accepted");
-        let text = format!("stream {}, to {}", entry.number, entry.remote);
+        let (text, action) = (entry.describe(), format!("{}.begin", kind_word(entry.kind())));
         let (channel, flow) = (entry.channel.to_string(), entry.flow);
-        let record = self.entry("live.begin", "channel", channel, Outcome::Ok, text, &flow);
+        let record = self.entry(&action, "channel", channel, Outcome::Ok, text, &flow);
         self.record(record);
         self.respond_with(tx, response).await;
     }

@@ -6,16 +6,18 @@
 //! a camera, a disk or a peer: such answers come back as inputs of the loop.
 //! Bounds: `max_sessions` calls, [`MAX_SUBSCRIPTIONS`] subscriptions, [`MAX_REPLIES`] list answers at a time (a new query
 //! supersedes an old one of its kind and device), [`CLOSE_LIMIT`] for the goodbye.
-//! Files: `register`, `requests`, `relay`, `subscribe`, `calls`, `publish` hold the methods of their subject.
+//! Files: `register`, `requests`, `relay`, `subscribe`, `calls`, `records`, `publish` hold the methods of their subject.
 
 mod calls;
 mod publish;
+mod records;
 mod register;
 mod relay;
 mod requests;
 mod subscribe;
 
 use calls::{CallEntry, stream_number, transport_name};
+use records::{Record, kind_word};
 use register::{contact, host_ip, host_port, profile_of, registration, route};
 use relay::{Control, Relay};
 
@@ -28,22 +30,26 @@ use super::relayed::Asked as AskedOf;
 use super::status::{CallStatus, UplinkStatus};
 use super::subscription::{Asked, DEFAULT_EXPIRES, MAX_EXPIRES, Subscription, Telling};
 use super::{LinkConfig, LinkDeps};
-use crate::catalog::{Channel, CommandAnswer, CommandError, DirectorySnapshot, View, ViewSpec, shared_channel, view};
+use crate::catalog::{
+    Channel, CommandAnswer, CommandError, DirectorySnapshot, RecordEvent, RecordSession, View, ViewSpec,
+    shared_channel, view,
+};
 use crate::clock;
 use crate::config::{DialogMatch as DialogPolicy, H265Policy, Permission, SsrcPolicy, Standard, Transport as Via};
 use crate::media::{
-    AudioCodec, SinkEnd, SinkEvent, SinkId, SinkLease, SinkMeters, SinkReady, SinkSpec, SinkTransport, StreamKey,
-    SubscribeError, Tracks, VideoCodec,
+    AudioCodec, SinkEnd, SinkEvent, SinkId, SinkLease, SinkMeters, SinkReady, SinkSpec, SinkTransport, SourceHandle,
+    StreamKey, SubscribeError, Tracks, VideoCodec,
 };
 use crate::metrics::{Counter, PeerLabel, RtpSent, SessionCount, SessionKind, SessionTransport};
 use crate::proto::gb28181::{Charset, DeviceId, Profile, UnixMillis, Version};
 use crate::proto::manscdp::notify::Keepalive;
 use crate::proto::manscdp::response::{device_status, read_result, result};
 use crate::proto::manscdp::{self, Incoming, QueryKind, Root, Status};
+use crate::proto::mansrtsp;
 use crate::proto::sdp::ssrc::{Generator, format_y};
 use crate::proto::sdp::{
-    Answer as SdpAnswer, AudioCodec as SdpAudio, AudioParams, F, MediaTransport, Resolution, VideoCodec as SdpVideo,
-    VideoParams,
+    Answer as SdpAnswer, AudioCodec as SdpAudio, AudioParams, F, MediaTransport, Resolution, SessionKind as OfferKind,
+    VideoCodec as SdpVideo, VideoParams,
 };
 use crate::proto::sip::dialog::{Dialog, DialogMatch};
 use crate::proto::sip::digest::{DigestClient, pick_challenge};
@@ -101,14 +107,47 @@ enum Pending {
     Page { answer: u64 },
     Reply,
     Notify { call_id: String },
+    MediaStatus { key: u64 },
     Bye,
 }
 
 enum Job {
-    Subscribed { key: u64, result: Result<SinkReady, SubscribeError> },
-    KeyFrame { tx: ServerTxId, request: Box<Request>, flow: Flow, streams: Vec<StreamKey>, recorded: bool },
-    ControlRecorded { number: u64, recorded: bool },
-    Relayed { number: u64, result: Result<CommandAnswer, CommandError> },
+    Subscribed {
+        key: u64,
+        result: Result<SinkReady, SubscribeError>,
+    },
+    KeyFrame {
+        tx: ServerTxId,
+        request: Box<Request>,
+        flow: Flow,
+        streams: Vec<StreamKey>,
+        recorded: bool,
+    },
+    Opened {
+        key: u64,
+        result: Result<RecordSession, CommandError>,
+    },
+    RecordNews {
+        key: u64,
+        event: Option<RecordEvent>,
+        events: mpsc::Receiver<RecordEvent>,
+    },
+    Controlled {
+        key: u64,
+        tx: ServerTxId,
+        request: Box<Request>,
+        flow: Flow,
+        asked: mansrtsp::Request,
+        result: Result<(u16, Bytes), CommandError>,
+    },
+    ControlRecorded {
+        number: u64,
+        recorded: bool,
+    },
+    Relayed {
+        number: u64,
+        result: Result<CommandAnswer, CommandError>,
+    },
     Recorded,
 }
 
@@ -315,6 +354,7 @@ impl Link {
             .chain(self.fault_due)
             .chain(self.slew_at)
             .chain(self.publish_due)
+            .chain(self.records_due())
             .chain(self.closing)
             .min()
     }
@@ -329,6 +369,7 @@ impl Link {
         if self.slew_at.is_some_and(|t| now >= t) {
             self.slew(now);
         }
+        self.serve_records(now).await;
         self.serve_subscriptions(now).await;
     }
 

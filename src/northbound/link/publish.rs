@@ -35,7 +35,9 @@ impl Link {
             .values()
             .map(|c| CallStatus {
                 call_id: c.call_id.clone(),
+                kind: kind_word(c.kind()),
                 channel: c.channel.to_string(),
+                time: c.wanted.offer.time,
                 stream: c.number,
                 transport: transport_name(c.transport),
                 remote: c.remote.to_string(),

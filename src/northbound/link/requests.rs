@@ -13,7 +13,9 @@ impl Link {
                 let call_id = request.headers.call_id().unwrap_or_default().to_owned();
                 if let Some(key) = self.call_by_id(&call_id) {
                     let ms = self.now_ms();
-                    self.ladder.ok(Rung::Ack, ms, format!("ACK of {call_id}"));
+                    if self.calls[&key].is_live() {
+                        self.ladder.ok(Rung::Ack, ms, format!("ACK of {call_id}"));
+                    }
                     self.feed(key, CallInput::Ack).await;
                 }
             }
@@ -25,7 +27,9 @@ impl Link {
             Event::NoAck { tx } => {
                 if let Some(key) = self.calls.iter().find(|(_, c)| c.tx == tx).map(|(k, _)| *k) {
                     let ms = self.now_ms();
-                    self.ladder.failed(Rung::Ack, ms, None, "no ACK within 32 s");
+                    if self.calls[&key].is_live() {
+                        self.ladder.failed(Rung::Ack, ms, None, "no ACK within 32 s");
+                    }
                     tracing::warn!(uplink = %self.user, call_id = %self.calls[&key].call_id, "no ACK: BYE");
                     self.feed(key, CallInput::NoAck).await;
                 }
@@ -74,6 +78,7 @@ impl Link {
             }
             Pending::Page { answer } => self.next_page(answer, response.status < 300).await,
             Pending::Notify { call_id } => self.on_notified(&call_id, response.status < 300, now).await,
+            Pending::MediaStatus { key } => self.on_finish_told(key, response.status < 300).await,
             Pending::Reply | Pending::Bye => {}
         }
     }
@@ -87,6 +92,7 @@ impl Link {
             }
             Some(Pending::Page { answer }) => self.next_page(answer, false).await,
             Some(Pending::Notify { call_id }) => self.on_notified(&call_id, false, now).await,
+            Some(Pending::MediaStatus { key }) => self.on_finish_told(key, false).await,
             Some(Pending::Reply | Pending::Bye) | None => {}
         }
     }
@@ -123,12 +129,7 @@ impl Link {
             "BYE" => self.on_bye(tx, request, flow).await,
             "MESSAGE" => self.on_message(tx, request, flow).await,
             "SUBSCRIBE" => self.on_subscribe(now, tx, request, flow).await,
-            "INFO" => {
-                let known = self.call_for(&request).is_some();
-                let (status, reason) =
-                    if known { (488, "live sessions take no playback control") } else { (481, "no such session") };
-                self.respond(tx, &request, &flow, status, reason).await;
-            }
+            "INFO" => self.on_info(tx, request, flow).await,
             "OPTIONS" => {
                 let mut response = response_to(&request, &flow, 200, None, "");
                 response.headers.push("Allow", crate::transport::sip_driver::ALLOWED_METHODS.join(", "));
@@ -203,7 +204,7 @@ impl Link {
             let mut streams: Vec<StreamKey> = self
                 .calls
                 .values()
-                .filter(|c| c.channel == channel.id)
+                .filter(|c| c.is_live() && c.channel == channel.id)
                 .map(|c| StreamKey::live(channel.id.clone(), c.number))
                 .collect();
             if streams.is_empty() {
