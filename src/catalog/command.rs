@@ -122,7 +122,7 @@ pub enum ChannelCommand {
         /// The channel.
         channel: Arc<str>,
         /// The message.
-        message: Incoming,
+        message: Box<Incoming>,
         /// The device's answer.
         reply: oneshot::Sender<Result<CommandAnswer, CommandError>>,
     },
@@ -154,6 +154,7 @@ impl CommandHandle {
     /// # Errors
     /// See [`CommandError`].
     pub async fn message(&self, channel: Arc<str>, message: Incoming) -> Result<CommandAnswer, CommandError> {
+        let message = Box::new(message);
         self.ask(|reply| ChannelCommand::Message { channel, message, reply }).await
     }
 

@@ -496,7 +496,6 @@ impl Response {
 /// The words of a status. [RFC2326 11]
 pub fn reason(status: u16) -> &'static str {
     match status {
-        200 => "OK",
         400 => "Bad Request",
         403 => "Forbidden",
         404 => "Not Found",

@@ -9,6 +9,7 @@
 )]
 
 mod cli;
+mod devices;
 mod docs;
 mod faults;
 mod fuzz_replay;

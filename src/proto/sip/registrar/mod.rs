@@ -744,7 +744,7 @@ impl Registrar {
                 }
                 Due::Expired(binding) => {
                     self.counts.expired += 1;
-                    Change::Expired { binding: Box::new(binding) }
+                    Change::Expired { binding }
                 }
             });
         }

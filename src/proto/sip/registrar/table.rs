@@ -205,7 +205,7 @@ impl KeepaliveVerdict {
 #[derive(Debug)]
 pub(super) enum Due {
     Silent(DeviceId),
-    Expired(Binding),
+    Expired(Box<Binding>),
 }
 
 /// All bindings. See the file's head.
@@ -328,7 +328,7 @@ impl Table {
                 continue;
             };
             if binding.expires_at <= now {
-                return self.remove(&id).map(Due::Expired);
+                return self.remove(&id).map(|b| Due::Expired(Box::new(b)));
             }
             let silent = binding.online && binding.keepalive_due() <= now;
             binding.online &= !silent;

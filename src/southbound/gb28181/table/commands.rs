@@ -17,7 +17,7 @@ const RECORD_EVENTS: usize = 4;
 impl DeviceTable {
     pub(super) async fn on_command(&mut self, command: ChannelCommand) {
         match command {
-            ChannelCommand::Message { channel, message, reply } => self.pass_on(&channel, message, reply).await,
+            ChannelCommand::Message { channel, message, reply } => self.pass_on(&channel, *message, reply).await,
             ChannelCommand::Open { channel, request, reply } => {
                 let _ = reply.send(self.open_record(&channel, request));
             }

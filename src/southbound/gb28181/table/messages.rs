@@ -58,7 +58,7 @@ impl Keyed for ListItem {
 enum Gathering {
     One,
     Catalog(Box<Assembly<CatalogItem>>),
-    List(Box<Assembly<ListItem>>, Option<Incoming>),
+    List(Box<Assembly<ListItem>>, Option<Box<Incoming>>),
 }
 
 /// A question that is open.
@@ -212,7 +212,7 @@ impl DeviceTable {
             Gathering::List(assembly, head) => {
                 let Wanted::Command { list: Some(list), .. } = &query.wanted else { return };
                 let (chunk, rest) = list_chunk(incoming, list, bytes);
-                head.get_or_insert(rest);
+                head.get_or_insert_with(|| Box::new(rest));
                 assembly.push(now, chunk)
             }
         };
@@ -266,7 +266,7 @@ impl DeviceTable {
                     // Nothing at all came.
                     None => Err(CommandError::Timeout),
                     Some(head) => Ok(CommandAnswer::List {
-                        head,
+                        head: *head,
                         complete: outcome.is_complete(),
                         items: outcome.items.into_iter().map(|item| item.0).collect(),
                     }),
