@@ -328,7 +328,7 @@ impl Table {
                 continue;
             };
             if binding.expires_at <= now {
-                return self.remove(&id).map(|b| Due::Expired(Box::new(b)));
+                return self.remove(&id).map(|old| Due::Expired(Box::new(old)));
             }
             let silent = binding.online && binding.keepalive_due() <= now;
             binding.online &= !silent;
