@@ -225,6 +225,9 @@ fn files(query: &RecordQuery, length: i64, now: i64) -> Vec<i64> {
     if !matches!(query.record_type.as_deref(), None | Some("all" | "time")) {
         return Vec::new();
     }
+    if start >= end {
+        return Vec::new();
+    }
     let first = start.secs().div_euclid(length);
     let end = end.secs().min(now);
     (first..first.saturating_add(MAX_RECORDS))
