@@ -15,10 +15,15 @@ use super::gb28181::{Charset, DeviceId, Profile, Subject, UnixMillis, Version, c
 use super::manscdp::catalog::{CatalogResponse, catalog_page, item_xml, read_catalog_notify};
 use super::manscdp::notify::{Alarm, Broadcast, Keepalive, read_media_status};
 use super::manscdp::query::{control as write_control, query as write_query};
+use super::manscdp::record::{merge, record_page, record_xml};
 use super::manscdp::request::config_blocks;
 use super::manscdp::response::{DeviceInfo, DeviceStatus, read_result};
 use super::manscdp::xml::{MAX_DEPTH, MAX_ELEMENTS};
-use super::manscdp::{self, ChecksumPolicy, Element, Incoming, PtzCommand, Query, Root};
+use super::manscdp::{
+    self, Assembly, AssemblyLimits, CatalogItem, CatalogTree, ChecksumPolicy, Chunk, Element, Ending, Incoming,
+    Policies, Progress, PtzCommand, Query, RecordResponse, RelayError, Respell, Root,
+};
+use super::mansrtsp as mansrtsps;
 use super::ps::{DemuxConfig, Demuxer, MuxConfig, Muxer, Unit, VideoUnit};
 use super::rtp::{self, Framing, Header, ImageWriter, Packet, rtcp as rtcps};
 use super::sdp::{MediaAnswer, MediaOffer, Sdp};
@@ -55,6 +60,9 @@ pub const BODIES: &[(&str, Body)] = &[
     ("digest", digest),
     ("sdp", sdp),
     ("manscdp", manscdp),
+    ("manscdp_relay", manscdp_relay),
+    ("assembly", assembly),
+    ("mansrtsp", mansrtsp),
     ("ptz", ptz),
     ("subject", subject),
     ("time", time),
@@ -987,6 +995,15 @@ pub fn manscdp(data: &[u8]) {
     if let Some(catalog) = CatalogResponse::read(&incoming) {
         catalog_round_trip(&incoming, &catalog);
     }
+    if let Some(records) = RecordResponse::read(&incoming) {
+        let items: Vec<String> = records.items.iter().take(50).map(|item| record_xml(item, profile)).collect();
+        let page = record_page(profile, incoming.sn, &incoming.device_id, &records.name, items.len(), &items);
+        let read = manscdp::parse(&page, None).expect("what is written can be read");
+        let read = RecordResponse::read(&read).expect("an answer stays one");
+        let key = |r: &manscdp::RecordItem| (r.device_id, r.start.map(UnixMillis::secs), r.file_size, r.stream_number);
+        assert!(read.items.iter().map(key).eq(records.items.iter().take(50).map(key)), "written and read back");
+        assert!(merge(records.items.iter().cloned()).len() <= records.items.len());
+    }
     if let Some(query) = Query::of(&incoming) {
         let again = |query: &Query| {
             let body = write_query(profile, incoming.sn, &incoming.device_id, query);
@@ -1027,6 +1044,121 @@ fn catalog_round_trip(incoming: &Incoming, catalog: &CatalogResponse) {
             assert_eq!((read.device_id, &read.name), (sent.device_id, &sent.name));
         }
         assert_eq!(read.items.len(), items.len());
+    }
+}
+
+/// A body passed on: read again it has the new head and all its elements, and passed on once more it is the same.
+pub fn manscdp_relay(data: &[u8]) {
+    let Ok(incoming) = manscdp::parse(data, None) else {
+        return;
+    };
+    let device_id = DeviceId::mint("3402000000", 132, 0, 1).expect("all parts are short enough");
+    for version in [Version::V2011, Version::V2016, Version::V2022] {
+        let profile = Profile::new(version).with_charset(Charset::Utf8);
+        let respell = Respell { sn: 9, device_id, profile, cmd_type: None, map_id: &|id| *id };
+        let body = match respell.write(&incoming) {
+            Ok(body) => body,
+            Err(RelayError::Name(_) | RelayError::TooLong(_)) => return,
+        };
+        assert!(body.len() <= super::manscdp::xml::MAX_BYTES);
+        let again = manscdp::parse(&body, Some(Charset::Utf8)).expect("what is written can be read");
+        assert_eq!((again.root, again.sn, again.device_id), (incoming.root, 9, device_id));
+        // The head is written anew, whatever stood inside its fields; an SN may be added. Presets may lose SumNum.
+        let heads = ["CmdType", "SN", "DeviceID", "TargetID"];
+        let plain_head = |e: &Element| e.children.is_empty() || !heads.iter().any(|head| e.is(head));
+        if incoming.element.children.iter().all(plain_head) && incoming.element.child("PresetList").is_none() {
+            let (before, after) = (measure(&incoming.element).0, measure(&again.element).0);
+            assert!(after == before || after == before + 1, "{before} elements, then {after}");
+        }
+        let twice = respell.write(&again).expect("what was passed on can be");
+        assert!(twice == body, "passed on twice: {} and {}", body.escape_ascii(), twice.escape_ascii());
+    }
+}
+
+/// Chunks with any counts at any times: bounded, each id once, an end in time; and the tree of what came.
+pub fn assembly(data: &[u8]) {
+    const LIMITS: AssemblyLimits = AssemblyLimits {
+        first: Duration::from_secs(30),
+        idle: Duration::from_secs(5),
+        overall: Duration::from_secs(60),
+        settle: Duration::from_secs(1),
+        max_items: 100,
+        max_bytes: 4000,
+    };
+    let mut tape = Tape(data);
+    let start = origin();
+    let mut now = start;
+    let mut assembly = Assembly::new(LIMITS, now);
+    let types = [118, 131, 132, 134, 200, 215, 216];
+    let id = |tape: &mut Tape<'_>| {
+        let type_code = tape.pick(&types);
+        DeviceId::mint("3402000000", type_code, 0, tape.below(24) as u32).expect("all parts are short enough")
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..MAX_OPERATIONS {
+        if tape.is_empty() || assembly.is_due(now) {
+            break;
+        }
+        now += Duration::from_millis(u64::from(tape.byte()) * 8);
+        let count = tape.below(6);
+        let items: Vec<CatalogItem> = (0..count)
+            .map(|_| CatalogItem {
+                parent_id: (0..tape.below(3)).map(|_| id(&mut tape)).collect(),
+                business_group_id: tape.flag().then(|| id(&mut tape)),
+                parental: tape.flag().then(|| tape.flag()),
+                ..CatalogItem::new(id(&mut tape), "n")
+            })
+            .collect();
+        seen.extend(items.iter().map(|item| item.device_id));
+        let number = |tape: &mut Tape<'_>| tape.flag().then(|| u32::from(tape.byte()) / 8);
+        let chunk = Chunk {
+            sum_num: number(&mut tape),
+            num: number(&mut tape),
+            items,
+            dropped: tape.below(2),
+            bytes: tape.byte().into(),
+            policies: Policies::default(),
+        };
+        let before = assembly.len();
+        let progress = assembly.push(now, chunk);
+        assert!(assembly.len() >= before && assembly.len() <= LIMITS.max_items);
+        assert!(assembly.next_timeout() <= start + LIMITS.overall);
+        assert!(progress != Progress::Full || assembly.is_due(now));
+    }
+    let outcome = assembly.finish(now);
+    let ids: std::collections::BTreeSet<_> = outcome.items.iter().map(|item| item.device_id).collect();
+    assert_eq!(ids.len(), outcome.items.len(), "each id once");
+    assert!(ids.is_subset(&seen) && (outcome.ending == Ending::Full || ids == seen), "all that came is there");
+    if outcome.is_complete() {
+        assert!(outcome.expected.is_some_and(|sum| outcome.counted >= sum as usize));
+    }
+    let root = DeviceId::mint("3402000000", 118, 0, 0).expect("all parts are short enough");
+    let mut tree = CatalogTree::build(root, outcome.items);
+    let (mut open, mut reached) = (vec![root], 0);
+    while let Some(at) = open.pop() {
+        for child in tree.children(&at) {
+            reached += 1;
+            assert!(reached <= tree.len(), "a circle");
+            open.push(child.device_id);
+        }
+    }
+    assert_eq!(reached, tree.len(), "all are reached");
+    assert!(tree.channels().iter().all(|plan| plan.chain.len() < super::manscdp::tree::MAX_DEPTH));
+}
+
+/// A playback control: what is taken is written and then taken as the same.
+pub fn mansrtsp(data: &[u8]) {
+    if let Ok(request) = mansrtsps::Request::parse(data) {
+        assert_eq!(mansrtsps::Request::parse(&request.to_bytes()), Ok(request));
+    }
+    if let Ok(response) = mansrtsps::Response::parse(data) {
+        let written = response.to_bytes();
+        assert!(mansrtsps::is_response(&written));
+        let again = mansrtsps::Response::parse(&written).expect("what is written can be read");
+        // The character set of a reason beyond ASCII is guessed anew.
+        if response.reason.is_ascii() {
+            assert_eq!(again, response);
+        }
     }
 }
 

@@ -44,7 +44,7 @@ fn seeds(body: &str) -> Vec<Vec<u8>> {
             .map(|message| [&[0, 1], &(message.len() as u16).to_be_bytes()[..], message, &[5, 0, 7, 10, 255]].concat())
             .chain((0..16).map(operations))
             .collect(),
-        "registration" | "registrar" | "ps_round_trip" => (0..16).map(operations).collect(),
+        "registration" | "registrar" | "ps_round_trip" | "assembly" => (0..16).map(operations).collect(),
         "digest" => texts(&[
             "Digest realm=\"3402000000\", nonce=\"44010b73623249f6916a6acf7c316b8e\", algorithm=MD5, qop=\"auth\"",
             "Digest username=\"34020000001320000001\",realm=\"3402000000\",nonce=\"44010b73623249f6916a6acf7c316b8e\",\
@@ -53,6 +53,16 @@ fn seeds(body: &str) -> Vec<Vec<u8>> {
         ]),
         "sdp" => fixtures("sdp"),
         "manscdp" | "charset" => fixtures("manscdp"),
+        "manscdp_relay" => fixtures("manscdp")
+            .into_iter()
+            .chain(texts(&[
+                "<Control><CmdType>DeviceControl</CmdType><SN>1</SN><DeviceID>34</DeviceID><IFameCmd>Send</IFameCmd>\
+                 <Info>a</Info><Info><AlarmMethod>1/2</AlarmMethod></Info></Control>",
+                "<Response><CmdType>PresetQuery</CmdType><SN>1</SN><DeviceID>34</DeviceID><PresetList Num=\"1\"><Item>\
+                 <PresetID>1</PresetID></Item></PresetList></Response>",
+            ]))
+            .collect(),
+        "mansrtsp" => fixtures("mansrtsp"),
         "ptz" => texts(&["A50F01021F0000D6", "A50F4D1000001021", "a50f018100040 3e", "A50F01008FA07056"]),
         "subject" => texts(&["34020000001320000001:0200000001,34020000002000000001:1", "34020000001320000001"]),
         "time" => texts(&["2024-02-29T23:59:59", "2010-11-12T10:00:00.123+08:00", "Sat, 13 Nov 2010 23:29:00 GMT"]),
@@ -135,8 +145,8 @@ macro_rules! changed {
 }
 
 changed! {
-    sip_message sip_framer sip_endpoint registration registrar digest sdp manscdp ptz subject time device_id charset rtp rfc4571
-    rtcp ps_demux ps_round_trip annexb h264_sps h265_sps adts
+    sip_message sip_framer sip_endpoint registration registrar digest sdp manscdp manscdp_relay assembly mansrtsp ptz
+    subject time device_id charset rtp rfc4571 rtcp ps_demux ps_round_trip annexb h264_sps h265_sps adts
 }
 
 // ---- the named rows ----
@@ -178,6 +188,10 @@ fn taken(body: &str, bytes: &[u8]) -> bool {
         },
         "sdp" => MediaOffer::parse(bytes).is_ok(),
         "manscdp" => manscdp::parse(bytes, None).is_ok(),
+        "mansrtsp" => match mansrtsps::is_response(bytes) {
+            true => mansrtsps::Response::parse(bytes).is_ok(),
+            false => mansrtsps::Request::parse(bytes).is_ok(),
+        },
         "ptz" => PtzCommand::parse(&text, ChecksumPolicy::Verify).is_ok(),
         "time" => UnixMillis::parse_local(&text).is_ok(),
         "rtp" => Packet::parse(bytes).is_ok(),
@@ -230,10 +244,20 @@ fn every_row_is_handled_in_time_and_as_it_should() {
 }
 
 fn rows() -> Vec<Row> {
-    [sip_rows(), stream_rows(), digest_rows(), xml_rows(), sdp_rows(), rtp_rows(), ps_rows(), nal_rows()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        sip_rows(),
+        stream_rows(),
+        digest_rows(),
+        xml_rows(),
+        control_rows(),
+        sdp_rows(),
+        rtp_rows(),
+        ps_rows(),
+        nal_rows(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 const FROM: &str = "From: <sip:34020000001320000001@3402000000>;tag=1\r\n";
@@ -471,6 +495,36 @@ fn xml_rows() -> Vec<Row> {
         row("ptz", "bad checksum", Refused, "A50F01021F0000D7"),
         row("charset", "broken multibyte at the end", Survived, b"\xb1\xb1\xbe\xa9\xd6".as_slice()),
         row("charset", "16 KiB of broken bytes", Survived, [0x81, 0x20].repeat(1 << 13)),
+    ]
+}
+
+fn control_rows() -> Vec<Row> {
+    let play = |lines: &str| format!("PLAY RTSP/1.0\r\nCSeq: 1\r\n{lines}\r\n");
+    let b = "mansrtsp";
+    let item = "<Item><DeviceID>1</DeviceID><x a=\"&lt;\">&amp;</x></Item>";
+    vec![
+        row(b, "sound", Taken, play("Range: npt=196-\r\n")),
+        row(b, "no CSeq", Taken, "PAUSE RTSP/1.0\nPauseTime: now\n"),
+        row(b, "empty", Refused, ""),
+        row(b, "64 KiB", Refused, play(&"A".repeat(64 << 10))),
+        row(b, "4 KiB of line ends", Refused, "\r".repeat(4096)),
+        row(b, "4 KiB of colons", Taken, play(&":\n".repeat(2000))),
+        row(b, "Scale 0", Refused, play("Scale: 0\r\n")),
+        row(b, "Scale 1e309", Refused, play("Scale: 1e309\r\n")),
+        row(b, "Range of 2^64", Refused, play("Range: npt=18446744073709551616-\r\n")),
+        row(b, "Range of 4 KiB", Refused, play(&format!("Range: npt={}-\r\n", "9".repeat(4000)))),
+        row(b, "CSeq 2^32", Refused, "PLAY RTSP/1.0\r\nCSeq: 4294967296\r\n\r\n"),
+        row(b, "status of 2^32 and 200", Refused, "RTSP/1.0 4294967496 OK\r\n\r\n"),
+        row(b, "RTP-Info that lies", Taken, "RTSP/1.0 200 OK\r\nRTP-Info: seq=-1;rtptime=x\r\n\r\n"),
+        row(
+            "manscdp_relay",
+            "5,000 items",
+            Survived,
+            catalog(&format!("<DeviceList>{}</DeviceList>", item.repeat(5000))),
+        ),
+        row("manscdp_relay", "1 MiB of quotes", Survived, catalog(&format!("<Name>{}</Name>", "\"".repeat(1 << 20)))),
+        row("assembly", "64 KiB of zeros", Survived, [0; 64 << 10]),
+        row("assembly", "64 KiB of ones", Survived, [0xFF; 64 << 10]),
     ]
 }
 

@@ -15,6 +15,7 @@ pub mod policy;
 pub mod ptz;
 pub mod query;
 pub mod record;
+pub mod relay;
 pub mod request;
 pub mod response;
 pub mod tree;
@@ -25,9 +26,11 @@ pub use catalog::{CatalogChange, CatalogEvent, CatalogItem, ItemInfo, Status};
 pub use policy::{CatalogPolicy, Policies};
 pub use ptz::{ChecksumPolicy, PtzCommand, PtzError};
 pub use record::{RecordItem, RecordKind, RecordResponse};
+pub use relay::{RelayError, Respell};
 pub use request::{
     ControlError, ControlKind, DeviceControl, Incoming, Query, QueryKind, RequestError, Root, device_control, parse,
 };
+pub use tree::{CatalogTree, ChannelPlan, Evidence};
 pub use xml::{Element, XmlError, XmlWriter};
 
 use super::gb28181::{DeviceId, Profile};
