@@ -71,6 +71,11 @@ impl<T: Cached> GopCache<T> {
         GopCache { backlog: true, ..GopCache::new(max_bytes, max_age) }
     }
 
+    /// True while it keeps everything.
+    pub fn is_backlog(&self) -> bool {
+        self.backlog
+    }
+
     /// A sink has what is cached: from now on it is a cache as any other.
     pub fn taken(&mut self) {
         if std::mem::take(&mut self.backlog) {

@@ -375,7 +375,7 @@ impl Stream {
             if !matches!(seat.position, Position::Waiting) || !seat.sink.is_open() {
                 continue;
             }
-            if key {
+            if key && !self.gop.is_backlog() {
                 seat.joined = true;
                 seat.slow = false;
                 seat.position = Position::Live { next_frame: number };

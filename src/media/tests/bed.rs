@@ -201,7 +201,26 @@ impl Bed {
     pub fn with(video: Arc<Clip>, audio: Option<Arc<AudioClip>>, options: MediaOptions) -> Bed {
         let base = some_instant();
         let (events_tx, events) = mpsc::channel(64);
-        let mut stream = Stream::new(key(), options);
+        Bed::of(key(), video, audio, options, base, events_tx, events)
+    }
+
+    /// A recording played for one viewer.
+    pub fn recording(video: Arc<Clip>) -> Bed {
+        let (events_tx, events) = mpsc::channel(64);
+        let key = StreamKey { session: 1, ..key() };
+        Bed::of(key, video, None, MediaOptions::default(), some_instant(), events_tx, events)
+    }
+
+    fn of(
+        key: StreamKey,
+        video: Arc<Clip>,
+        audio: Option<Arc<AudioClip>>,
+        options: MediaOptions,
+        base: Instant,
+        events_tx: mpsc::Sender<(SinkId, SinkEvent)>,
+        events: mpsc::Receiver<(SinkId, SinkEvent)>,
+    ) -> Bed {
+        let mut stream = Stream::new(key, options);
         stream.source_started(tracks(&video, audio.as_deref()), base);
         let player = Player { video, audio, began: base, jump: 0, pictures: 0, sounds: 0, fat: None, on: true };
         Bed {

@@ -501,3 +501,40 @@ async fn little_time_is_added_at_fifty_streams() {
     assert!(at(&small, 50) < ms(20));
     rig.stop().await;
 }
+
+#[tokio::test]
+async fn a_recording_is_declared_ready_and_its_owner_hears_of_the_start() {
+    let mut rig = Rig::new(SOON);
+    let (socket, to) = receiver().await;
+    let recording = StreamKey { session: 7, ..key() };
+    let answer = rig.hub.subscribe(recording.clone(), rig.spec(to), rig.source.clone()).unwrap();
+    let seat = rig.want().await;
+    seat.ready(None);
+    let viewer = ready(answer).await;
+    assert_eq!(viewer.tracks, None);
+    assert!(rig.requests.try_recv().is_err(), "nobody has started");
+    // The device is in a hurry: two seconds, with two key frames, are there before the viewer is.
+    let began = seat.run(CancellationToken::new(), |feed| async move {
+        let clip = ClipLibrary::h264();
+        feed.started(tracks(&clip, None));
+        for n in 0..50 {
+            let (unit, ticks) = clip.looped(n);
+            feed.push(picture(unit.key, ticks as i64, unit.bytes.clone(), clock::now()));
+        }
+        std::future::pending().await
+    });
+    assert!(began);
+    while rig.hub.snapshot().await.iter().all(|s| s.tracks.is_none()) {
+        tokio::time::sleep(ms(2)).await;
+    }
+    viewer.lease.start();
+    let request = timeout(SOON, rig.requests.recv()).await.expect("told").unwrap();
+    assert!(matches!(&request, SourceRequest::Started { key } if *key == recording), "{request:?}");
+    let got = check(&frames(&socket, 50).await);
+    got.expect_clip(&ClipLibrary::h264(), 0);
+    viewer.lease.start();
+    drop(viewer);
+    let request = timeout(SOON, rig.requests.recv()).await.expect("told").unwrap();
+    assert!(matches!(request, SourceRequest::Idle { .. }), "the start is told once: {request:?}");
+    rig.stop().await;
+}

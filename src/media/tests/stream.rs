@@ -752,3 +752,29 @@ fn a_path_that_refuses_the_size_gets_smaller_packets() {
         println!("not run: a network of one's own takes root");
     }
 }
+
+#[test]
+fn a_recording_pauses_without_end_and_is_played_from_its_beginning() {
+    let mut bed = Bed::recording(ClipLibrary::h264());
+    let (udp, u) = bed.add_udp();
+    bed.run(ms(6_000));
+    assert!(bed.receivers[u].packets.is_empty());
+    bed.start(&udp);
+    bed.run(ms(500));
+    let resume = bed.now + SILENCE * 3;
+    while bed.now < resume {
+        bed.tick();
+        bed.now += SLOT;
+    }
+    bed.player.began += SILENCE * 3;
+    assert_eq!(bed.end_of(udp.id), None, "a pause is no end");
+    // A download at sixteen times the speed of the recording.
+    for _ in 0..16 {
+        bed.player.began -= ms(1_000);
+        bed.run(ms(60));
+    }
+    let got = bed.receivers[u].checked();
+    got.expect_clip(&ClipLibrary::h264(), 0);
+    assert!(got.pictures().len() > 162 + 400, "{}", got.pictures().len());
+    assert_eq!(bed.notes.iter().filter(|n| matches!(n, StreamNote::Started)).count(), 1);
+}

@@ -7,6 +7,8 @@
 
 pub mod demux;
 mod frames;
+#[cfg(test)]
+mod makers;
 pub mod mux;
 #[cfg(test)]
 mod round_trip;
