@@ -1,20 +1,21 @@
 //! A simulated upper platform: registrar, asker and viewer, on the product's own SIP driver.
 //!
 //! Standard: [GB/T28181-2022 9.1] registration, [9.6] keepalive, [9.5] queries, [9.3] controls, [9.11] subscriptions,
-//! [9.2] live play, annexes G to N; the same of 2016 and 2011 by the configured profile.
+//! [9.2] live play, [9.7] to [9.9] recordings, annexes B, G to N; the same of 2016 and 2011 by the configured profile.
 //! In: a `SimPlatformConfig`. Out: a listening platform, and a `PlatformHandle` to ask of lower platforms whatever an
 //! upper platform may, and to misbehave as upper platforms do.
 //! Invariants: every call has a limit in time and ends in a value; requests go on the flow the lower platform registered
 //! from; tables and queues are bounded.
 //! Not here: media (`sim::receiver`), judging many channels (`sim::check`).
 //!
-//! Read in this order: `state` (tables), `serve` (what comes in), `handle` (what goes out), `call`, `subscription`, `run`.
+//! Read in this order: `state` (tables), `serve` (what comes in), `handle` (what goes out), `call`, `records`, `subscription`, `run`.
 
 mod call;
 mod catalog;
 mod handle;
 #[cfg(test)]
 pub(crate) mod lower;
+mod records;
 mod run;
 mod serve;
 mod state;
@@ -25,6 +26,7 @@ mod tests;
 pub use call::{InviteFailure, InviteOptions, RequestEdit, SdpEdit, Session, SessionEnd};
 pub use catalog::CatalogResult;
 pub use handle::{ControlOutcome, PlatformHandle};
+pub use records::{ControlAnswer, RecordList};
 pub use run::{ClipOf, PlatformArgs, run_platform};
 pub use state::{LowerPlatform, OfflineReason, PlatformEvent};
 pub use subscription::{Notice, Subscription};
@@ -82,6 +84,8 @@ pub struct Behaviour {
     pub keepalive_status: Option<u16>,
     /// Answers NOTIFYs with this status in place of 200.
     pub notify_status: Option<u16>,
+    /// Alarms get no Response of their own.
+    pub leave_alarms: bool,
     /// Sends whoever registers to this server. [GB/T28181-2022 9.1.2.3]
     pub redirect: Option<(DeviceId, SocketAddr)>,
 }

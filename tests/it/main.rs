@@ -16,6 +16,7 @@ mod fuzz_replay;
 mod northbound;
 mod play;
 mod raw;
+mod records;
 mod reload;
 mod support;
 mod transport;

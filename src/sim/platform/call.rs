@@ -157,6 +157,9 @@ pub struct Session {
     handle: PlatformHandle,
     guard: Guard,
     dialog: Dialog,
+    pub(super) finished: Option<oneshot::Receiver<u32>>,
+    /// Playback controls sent.
+    controls: u32,
     ended: oneshot::Receiver<Request>,
     hung_up: bool,
     verdict: watch::Receiver<Verdict>,
@@ -204,7 +207,7 @@ impl PlatformHandle {
         if let Some(tamper) = options.tamper {
             tamper(&mut request);
         }
-        let (guard, ended) = self.expect_call(&request, *channel).map_err(failed)?;
+        let (guard, ended, finished) = self.expect_call(&request, *lower, *channel).map_err(failed)?;
         let mut sent = self.send(known.flow, request.clone()).await.map_err(failed)?;
         let cancel_at = options.cancel_after.map(|after| began + after);
         let answered = self.final_answer(&mut sent, began + options.answer_limit, cancel_at).await;
@@ -255,6 +258,8 @@ impl PlatformHandle {
             handle: self.clone(),
             guard,
             dialog,
+            finished: Some(finished),
+            controls: 0,
             ended,
             hung_up: false,
             verdict,
@@ -285,18 +290,19 @@ impl PlatformHandle {
     fn expect_call(
         &self,
         request: &Request,
+        lower: DeviceId,
         channel: DeviceId,
-    ) -> Result<(Guard, oneshot::Receiver<Request>), PlatformError> {
+    ) -> Result<(Guard, oneshot::Receiver<Request>, oneshot::Receiver<u32>), PlatformError> {
         let call_id = request.headers.call_id().unwrap_or_default().to_owned();
         let (tell, ended) = oneshot::channel();
-        let ended_tx = Some(tell);
+        let (finish, finished) = oneshot::channel();
         let mut calls = lock(&self.shared.calls);
         if calls.len() >= MAX_WAITING {
             return Err(PlatformError::TooMany("calls"));
         }
-        calls.insert(call_id.clone(), CallEntry { channel, ended: ended_tx });
+        calls.insert(call_id.clone(), CallEntry { lower, channel, finished: Some(finish), ended: Some(tell) });
         let shared = self.shared.clone();
-        Ok((Guard { shared, call_id }, ended))
+        Ok((Guard { shared, call_id }, ended, finished))
     }
 
     /// The final answer, and whether the INVITE was cancelled before.
@@ -391,16 +397,25 @@ impl Session {
     /// # Errors
     /// [`PlatformError`]: not answered within `limit`.
     pub async fn info(&mut self, body: Bytes, limit: Duration) -> Result<u16, PlatformError> {
+        Ok(self.send_info(body, limit).await?.status)
+    }
+
+    pub(super) fn next_control(&mut self) -> u32 {
+        self.controls += 1;
+        self.controls
+    }
+
+    pub(super) async fn send_info(&mut self, body: Bytes, limit: Duration) -> Result<Response, PlatformError> {
         let mut request = self.dialog.request("INFO");
         request.headers.push("Content-Type", "Application/MANSRTSP");
         request.body = body;
         self.in_dialog(request, limit).await
     }
 
-    async fn in_dialog(&self, request: Request, limit: Duration) -> Result<u16, PlatformError> {
+    async fn in_dialog(&self, request: Request, limit: Duration) -> Result<Response, PlatformError> {
         let sent = async {
             let mut sent = self.handle.send(self.dialog.flow(), request).await?;
-            Ok(sent.outcome().await?.0.status)
+            Ok(sent.outcome().await?.0)
         };
         within(limit, "response in the call", sent).await?
     }
@@ -413,7 +428,7 @@ impl Session {
             true => None,
             false => {
                 let request = self.dialog.request("BYE");
-                self.in_dialog(request, BYE_TIME).await.ok()
+                self.in_dialog(request, BYE_TIME).await.ok().map(|response| response.status)
             }
         };
         self.stop.cancel();

@@ -363,7 +363,10 @@ impl Serve {
             behaviour.keepalive_status
         };
         let name = request.headers.from_user().unwrap_or_default();
-        let lower = DeviceId::parse(&name).map(|id| self.shared.online(&id));
+        // Inside a call it comes from the channel; the call says whose that is.
+        let call_id = request.headers.call_id().unwrap_or_default();
+        let of_call = lock(&self.shared.calls).get(call_id).map(|call| call.lower);
+        let lower = of_call.map_or_else(|| DeviceId::parse(&name), Ok).map(|id| self.shared.online(&id));
         let (status, incoming) = match (lower, parse(&request.body, None)) {
             (Ok(Ok(lower)), Ok(incoming)) => (200, Some((lower, incoming))),
             (Ok(Ok(_)), Err(error)) => {
@@ -389,7 +392,7 @@ impl Serve {
             let bytes = request.to_bytes().len();
             return self.application_answer(Answer { incoming, bytes });
         }
-        self.news(&lower, &incoming).await;
+        self.news(&lower, &incoming, call_id).await;
     }
 
     fn keepalive(&mut self, now: Instant, lower: &LowerPlatform, keepalive: Keepalive) {
@@ -417,17 +420,24 @@ impl Serve {
         }
     }
 
-    async fn news(&self, lower: &LowerPlatform, incoming: &Incoming) {
+    async fn news(&self, lower: &LowerPlatform, incoming: &Incoming, call_id: &str) {
         let id = lower.id;
         if let Some(alarm) = notify::Alarm::read(incoming) {
             let device = incoming.device_id;
-            // [GB/T28181-2022 9.4.2]
-            let body = response::result(self.shared.config.profile, &incoming.cmd_type, incoming.sn, &device, true);
-            let confirm = self.shared.message(lower, body.into());
-            self.send_and_forget(lower.flow, confirm).await;
+            if !lock(&self.shared.behaviour).leave_alarms {
+                // [GB/T28181-2022 9.4.2]
+                let body = response::result(self.shared.config.profile, &incoming.cmd_type, incoming.sn, &device, true);
+                let confirm = self.shared.message(lower, body.into());
+                self.send_and_forget(lower.flow, confirm).await;
+            }
             self.shared.tell(PlatformEvent::Alarm { id, device, alarm });
         } else if let Some(notify_type) = notify::read_media_status(incoming) {
             let channel = incoming.device_id;
+            let waiting = lock(&self.shared.calls).get_mut(call_id).and_then(|call| call.finished.take());
+            if let Some(waiting) = waiting {
+                // A session that has just been dropped does not need to know.
+                let _ = waiting.send(notify_type);
+            }
             self.shared.tell(PlatformEvent::MediaStatus { id, channel, notify_type });
         } else {
             let cmd_type = incoming.cmd_type.clone();

@@ -180,7 +180,11 @@ pub(super) struct Answer {
 /// A call as `serve` knows it.
 #[derive(Debug)]
 pub(super) struct CallEntry {
+    /// Whom it was made to.
+    pub lower: DeviceId,
     pub channel: DeviceId,
+    /// Told that the recording has come to its end, once.
+    pub finished: Option<oneshot::Sender<u32>>,
     /// Told the lower platform's BYE, once.
     pub ended: Option<oneshot::Sender<Request>>,
 }
