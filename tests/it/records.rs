@@ -130,8 +130,8 @@ fn response(cmd: &str, inner: &str) -> Incoming {
 
 async fn audited(gateway: &Gateway, action: &str) -> Vec<(String, String)> {
     let records = gateway.store().audit_page(None, 200).await.unwrap();
-    let of = records.into_iter().filter(|r| r.entry.action == action);
-    of.map(|r| (r.entry.outcome.as_str().to_owned(), r.entry.reason)).collect()
+    let of = records.into_iter().filter(|r| r.action == action);
+    of.map(|r| (r.outcome.as_str().to_owned(), r.reason)).collect()
 }
 
 async fn recorded(gateway: &Gateway, action: &str, count: usize) -> Vec<(String, String)> {
@@ -158,12 +158,12 @@ async fn controls_reach_the_device_in_order_and_say_what_it_said() {
     let mut device = Device::put(&gateway, 5).await;
     let (us, cam) = (id(LOCAL), id(&camera_id(5)));
 
-    let refused = weak.ptz(&us, &cam, PtzCommand::Stop, SOON).await.unwrap();
+    let refused = weak.ptz(&us, &cam, preset_call(1), SOON).await.unwrap();
     assert_eq!(refused.status, 403);
     assert_eq!(recorded(&gateway, "ptz", 1).await[0].0, "deny");
 
     // A stop does not overtake its start.
-    let commands: Vec<PtzCommand> = (1..=20).map(|preset| preset_call(preset)).collect();
+    let commands: Vec<PtzCommand> = (1..=20).map(preset_call).collect();
     for command in &commands {
         assert_eq!(handle.ptz(&us, &cam, *command, SOON).await.unwrap().status, 200);
     }
@@ -203,14 +203,14 @@ async fn controls_reach_the_device_in_order_and_say_what_it_said() {
     assert_eq!(DeviceControl::KeyFrame.kind(), Some(ControlKind::KeyFrame));
     assert_eq!(handle.control(&us, &cam, &DeviceControl::KeyFrame, SOON).await.unwrap().status, 200);
     // A camera that only streams says what it always said.
-    let none = handle.ptz(&us, &id(&camera_id(1)), PtzCommand::Stop, SOON).await.unwrap();
+    let none = handle.ptz(&us, &id(&camera_id(1)), preset_call(1), SOON).await.unwrap();
     assert_eq!(none.status, 403);
     assert!(device.commands.try_recv().is_err());
     gateway.shutdown().await;
 }
 
 fn preset_call(preset: u8) -> PtzCommand {
-    PtzCommand::Preset { action: menshen::proto::manscdp::ptz::PresetAction::Call, preset }
+    PtzCommand::Preset { action: menshen::proto::manscdp::ptz::PresetAction::Call, number: preset }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -296,7 +296,7 @@ async fn two_thousand_recordings_come_in_small_pages_and_complete() {
     assert!(all.is_complete(), "{} of {:?}", all.items.len(), all.sum_num);
     assert_eq!((all.items.len(), all.name.as_deref()), (2_000, Some("球机")));
     assert!(all.max_message_bytes <= 1_300, "{}", all.max_message_bytes);
-    let paths: Vec<_> = all.items.iter().map(|i| i.text_of("FilePath").unwrap().parse().unwrap()).collect();
+    let paths: Vec<usize> = all.items.iter().map(|i| i.text_of("FilePath").unwrap().parse().unwrap()).collect();
     assert_eq!(paths, (0..2_000).collect::<Vec<usize>>());
     assert!(all.items.iter().all(|i| i.text_of("DeviceID") == Some(cam.as_str())));
     assert!(few.unwrap().is_complete() && catalog.unwrap().is_complete());
