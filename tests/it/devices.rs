@@ -1,10 +1,14 @@
 //! GB/T 28181 devices: they register with us, their channels are shown north and played there.
 
 use crate::support::*;
-use menshen::proto::sdp::MediaTransport;
+use menshen::proto::manscdp::ptz::PresetAction;
+use menshen::proto::manscdp::{DeviceControl, PtzCommand, QueryKind};
+use menshen::proto::mansrtsp::Scale;
+use menshen::proto::sdp::{MediaTransport, SessionKind};
 use menshen::proto::sip::message::Transport;
 use menshen::sim::check::play_and_check;
 use menshen::sim::device::{SimChannel, SimDevice, SimDeviceConfig};
+use menshen::sim::platform::InviteOptions;
 use menshen::southbound::gb28181::DeviceState;
 use std::time::Duration;
 
@@ -130,5 +134,79 @@ async fn strangers_are_listed_and_wrong_passwords_are_not_let_in() {
     let (devices, pending) = gateway.devices().unwrap().snapshot().await;
     assert_eq!(devices.len(), 0);
     assert_eq!(pending.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), [stranger.as_str()]);
+    gateway.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recordings_are_found_played_steered_and_downloaded() {
+    let platform = platform().await;
+    let text = [base(25), uplink("psb", &platform, ""), device_section("")].concat();
+    let gateway = gateway(&text).await;
+    let handle = platform.handle();
+    registered(&handle).await;
+    let config = SimDeviceConfig { recorded: Some(Duration::from_secs(4)), ..recorder(&gateway, 2) };
+    let device = SimDevice::start(config).await.unwrap();
+    shown(&gateway, 2).await;
+    let channel = device.handle().channels()[0].clone();
+    let time = (1_794_960_000, 1_794_967_200);
+    let list = handle.record_info(&id(LOCAL), &channel.id, time, SOON).await.unwrap();
+    assert!(list.is_complete() && list.items.len() >= 2, "{list:?}");
+    assert!(list.max_message_bytes <= 1300, "{}", list.max_message_bytes);
+    for item in &list.items {
+        assert_eq!(item.text_of("DeviceID"), Some(channel.id.as_str()));
+    }
+    // An hour, with pause, 4x and a seek.
+    let mut session = handle.playback(&id(LOCAL), &channel.id, time, MediaTransport::Udp).await.unwrap();
+    pictures(&mut session, 20).await;
+    assert!(session.pause(SOON).await.unwrap().is_ok());
+    device.handle().wait(SOON, "paused", |s| s.playback_requests == 1).await.unwrap();
+    assert!(session.resume(SOON).await.unwrap().is_ok());
+    assert!(session.speed(Scale::from_thousandths(4000).unwrap(), SOON).await.unwrap().is_ok());
+    assert!(session.seek(1_000, SOON).await.unwrap().is_ok());
+    assert_eq!(session.wait_finished(SOON).await, Some(121), "the recording ends");
+    let end = session.bye().await;
+    assert_eq!(end.verdict.lost, 0, "{:?}", end.verdict.problems());
+    assert_eq!(device.handle().playback_requests().len(), 4);
+    // A download runs to its end, whole.
+    let options = InviteOptions {
+        kind: SessionKind::Download,
+        time: Some(time),
+        download_speed: Some(4),
+        transport: MediaTransport::TcpPassive,
+        ..options(channel.clip.clone())
+    };
+    let session = handle.invite(&id(LOCAL), &channel.id, options).await.unwrap();
+    assert!(session.progress().is_some(), "the device told the size");
+    let (finished, end) = session.play_to_end(SOON).await;
+    assert_eq!(finished, Some(121));
+    assert_eq!((end.verdict.lost, end.verdict.altered, end.verdict.missing), (0, 0, 0), "{:?}", end.verdict.problems());
+    assert_eq!(end.verdict.frames, 100, "four seconds of 25 pictures");
+    device.handle().wait(SOON, "without calls", |s| s.calls == 0).await.unwrap();
+    ports_free(&gateway).await;
+    gateway.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn controls_and_queries_reach_the_device_and_its_answers_come_back() {
+    let platform = platform().await;
+    let text = [base(26), uplink("psb", &platform, ""), device_section("standard = \"2016\"")].concat();
+    let gateway = gateway(&text).await;
+    let handle = platform.handle();
+    registered(&handle).await;
+    let device = SimDevice::start(recorder(&gateway, 1)).await.unwrap();
+    shown(&gateway, 1).await;
+    let channel = device.handle().channels()[0].id;
+    let preset = PtzCommand::Preset { action: PresetAction::Call, number: 3 };
+    let outcome = handle.ptz(&id(LOCAL), &channel, preset, SOON).await.unwrap();
+    assert_eq!(outcome.status, 200);
+    device.handle().wait(SOON, "steered", |s| s.controls == 1).await.unwrap();
+    let seen = device.handle().controls();
+    assert!(matches!(&seen[0].control, DeviceControl::Ptz { command, .. } if *command == preset), "{seen:?}");
+    assert_eq!(seen[0].target, channel);
+    for kind in [QueryKind::DeviceInfo, QueryKind::DeviceStatus, QueryKind::PresetQuery] {
+        let answer = handle.query_kind(&id(LOCAL), &channel, kind, SOON).await.unwrap();
+        assert_eq!(answer.device_id, channel, "{kind:?}");
+        assert!(!answer.element.text_of("Result").is_some_and(|r| r == "ERROR"), "{answer:?}");
+    }
     gateway.shutdown().await;
 }

@@ -42,6 +42,7 @@ impl Device {
             .put(Channel {
                 id: camera_id(n).into(),
                 area: None,
+                parent: None,
                 item: Arc::new(CatalogItem::new(id(&camera_id(n)), "球机")),
                 streams: 1,
                 source,
@@ -62,7 +63,7 @@ impl Device {
         match self.command().await {
             ChannelCommand::Message { channel, message, reply } => {
                 assert_eq!(*channel, *camera_id(self.n));
-                (message, reply)
+                (*message, reply)
             }
             other => panic!("{other:?}"),
         }

@@ -5,9 +5,8 @@ use super::calls::Purpose;
 use super::messages::{Query, Wanted};
 use super::*;
 use crate::catalog::{CommandAnswer, RecordControl, RecordRequest, RecordSession};
-use crate::proto::manscdp::{
-    ChecksumPolicy, DeviceControl, Element, Incoming, QueryKind, Root, XmlWriter, device_control, query,
-};
+use crate::proto::manscdp::relay::{RelayError, Respell};
+use crate::proto::manscdp::{ChecksumPolicy, DeviceControl, Incoming, QueryKind, Root, device_control, query};
 
 /// Playback controls of one session that wait: people press buttons.
 const CONTROLS: usize = 16;
@@ -55,7 +54,13 @@ impl DeviceTable {
             },
         };
         let sn = self.next_sn();
-        let body = respell(&message, sn, &own_id, profile);
+        let body = match self.respelt(&message, sn, own_id, profile) {
+            Ok(body) => body,
+            Err(e) => {
+                tracing::info!(device = %device_id, error = %e, "a command cannot be passed on");
+                return drop(reply.send(Err(CommandError::Unsupported)));
+            }
+        };
         let request = self.message(&flow, &device_id, body);
         if !due {
             if let Err(Pending::Control { reply }) = self.send(flow, request, Pending::Control { reply }).await {
@@ -69,6 +74,19 @@ impl DeviceTable {
         };
         let wanted = Wanted::Command { reply, list };
         self.ask(device_id, own_id, sn, message.cmd_type.clone(), wanted, request).await;
+    }
+
+    /// The message in the device's words. Identifiers in it are of this channel or its neighbours, as the upper platform
+    /// knows them.
+    fn respelt(
+        &self,
+        message: &Incoming,
+        sn: u32,
+        device_id: DeviceId,
+        profile: Profile,
+    ) -> Result<Vec<u8>, RelayError> {
+        let map_id = |id: &DeviceId| self.channels.get(id.as_str()).map_or(*id, |(_, own_id)| *own_id);
+        Respell { sn, device_id, profile, cmd_type: None, map_id: &map_id }.write(message)
     }
 
     /// Sends a query and waits for its answer, without waiting here.
@@ -146,26 +164,6 @@ impl DeviceTable {
             None => self.feed(token, super::super::call::CallInput::Shutdown).await,
         }
     }
-}
-
-/// The same message for a device: its number, its identifier, its charset.
-fn respell(message: &Incoming, sn: u32, id: &DeviceId, profile: Profile) -> Vec<u8> {
-    fn write(w: &mut XmlWriter, element: &Element) {
-        if element.children.is_empty() {
-            w.text(&element.name, &element.text);
-        } else {
-            w.open(&element.name);
-            element.children.iter().for_each(|child| write(w, child));
-            w.close(&element.name);
-        }
-    }
-    let mut w = XmlWriter::new();
-    w.open(message.root.as_str());
-    w.text("CmdType", &message.cmd_type).text("SN", sn).text("DeviceID", id);
-    let head = |e: &&Element| !["CmdType", "SN", "DeviceID"].iter().any(|name| e.is(name));
-    message.element.children.iter().filter(head).for_each(|child| write(&mut w, child));
-    w.close(message.root.as_str());
-    w.into_body(profile.charset())
 }
 
 /// Hands a session's controls to the table, and its end.
