@@ -1,7 +1,8 @@
 //! `menshen demo` and `menshen sim`: the whole chain on loopback, or one end of it.
 //!
-//! The demo is the product itself between two simulators that speak the real protocols over real sockets: cameras of
-//! known content, and an upper platform that plays every camera over UDP and TCP and compares every picture.
+//! The demo is the product itself between simulators that speak the real protocols over real sockets: RTSP cameras and a
+//! GB/T 28181 recorder of known content, and an upper platform that plays every channel over UDP and TCP and compares
+//! every picture, then searches, replays, steers and downloads a recording.
 
 use super::cli::{SimCommand, SimDeviceArgs};
 use super::wiring::{Gateway, StartOptions};
@@ -9,13 +10,15 @@ use super::{COMMIT, Exit, complain, daemon, logging, say};
 use crate::clock;
 use crate::config::{self, Config, ProblemFormat, render_problems};
 use crate::proto::gb28181::{DeviceId, IdKind, Profile, Version};
-use crate::proto::manscdp::CatalogItem;
-use crate::proto::sdp::MediaTransport;
+use crate::proto::manscdp::ptz::PresetAction;
+use crate::proto::manscdp::{CatalogItem, DeviceControl, PtzCommand};
+use crate::proto::mansrtsp::Scale;
+use crate::proto::sdp::{MediaTransport, SessionKind};
 use crate::proto::sip::message::Transport;
-use crate::sim::check::{parse_transport, play_and_check, table_head, table_row};
+use crate::sim::check::{CheckRow, parse_transport, play_and_check, table_head, table_row};
 use crate::sim::clip::{Clip, ClipLibrary};
-use crate::sim::device::{DeviceArgs, SimChannel, SimDeviceConfig, run_device};
-use crate::sim::platform::{PlatformArgs, PlatformHandle, SimPlatform, SimPlatformConfig, run_platform};
+use crate::sim::device::{DeviceArgs, DeviceHandle, SimChannel, SimDevice, SimDeviceConfig, run_device};
+use crate::sim::platform::{InviteOptions, PlatformArgs, PlatformHandle, SimPlatform, SimPlatformConfig, run_platform};
 use crate::sim::rtsp_camera::{Account, Mount, SimCamera, SimCameraConfig};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -29,6 +32,8 @@ use tokio_util::sync::CancellationToken;
 const DEMO: &str = include_str!("../../config/demo.toml");
 /// Registration, catalogue, first state of the cameras: seconds on any machine.
 const STEP: Duration = Duration::from_secs(20);
+/// Channels of the recorder: a common size.
+const RECORDER_CHANNELS: u32 = 16;
 /// Every transport, named from the receiver's side.
 const TRANSPORTS: [MediaTransport; 3] = [MediaTransport::Udp, MediaTransport::TcpPassive, MediaTransport::TcpActive];
 
@@ -130,24 +135,54 @@ async fn chain(length: Duration) -> Result<bool, Failure> {
     let gateway = Gateway::start(config, options).await.map_err(|e| (daemon::start_failed(&e), String::new()))?;
     daemon::print_listeners(&gateway);
 
+    let recorder = start_recorder(&gateway, local_id).await?;
+    let mut clips = paths;
+    let device = recorder.handle();
+    clips.extend(device.channels().iter().map(|c| (c.id, c.clip.clone())));
     let handle = platform.handle();
     let outcome = tokio::select! {
-        outcome = look(&handle, &local_id, &paths, length, began) => outcome,
+        outcome = look(&handle, &device, &local_id, &clips, length, began) => outcome,
         why = gateway.fatal() => Err((Exit::Internal, why)),
         _ = tokio::signal::ctrl_c() => Err((Exit::CheckFailed, "interrupted".into())),
     };
     gateway.shutdown().await;
     let gone = handle.registration(&local_id).is_none_or(|l| !l.is_online());
     say(format_args!("goodbye   {}", if gone { "unregistered" } else { "the platform still believes in us" }));
+    recorder.stop().await;
     platform.stop().await;
     camera.stop().await;
     let ok = outcome? && gone;
-    say(if ok { "demo ok: every camera's pictures arrived whole" } else { "demo FAILED: see the rows above" });
+    say(if ok { "demo ok: every channel's pictures arrived whole" } else { "demo FAILED: see the rows above" });
     Ok(ok)
+}
+
+async fn start_recorder(gateway: &Gateway, local_id: DeviceId) -> Result<SimDevice, Failure> {
+    let section = gateway.config().devices.first().ok_or_else(|| failed("the demo has no device"))?;
+    let id = DeviceId::parse(&section.id).map_err(failed)?;
+    let password = section.password.as_ref().map(|p| p.expose().to_owned()).unwrap_or_default();
+    let server = gateway.listeners().first().map(|l| l.local).ok_or_else(|| failed("no SIP listener"))?;
+    let config = SimDeviceConfig {
+        channels: SimChannel::numbered(&id, RECORDER_CHANNELS)
+            .unwrap_or_default()
+            .into_iter()
+            .enumerate()
+            // The cameras have the first numbers of this domain already.
+            .map(|(n, c)| SimChannel { id: recorder_channel(&id, n).unwrap_or(c.id), ..c })
+            .collect(),
+        ..SimDeviceConfig::on_loopback(id, &password, local_id, server)
+    };
+    let recorder = SimDevice::start(config).await.map_err(|e| (Exit::Unavailable, e.to_string()))?;
+    say(format_args!("recorder  {id} with {RECORDER_CHANNELS} channels (simulated, registers with the gateway)"));
+    Ok(recorder)
+}
+
+fn recorder_channel(device: &DeviceId, n: usize) -> Option<DeviceId> {
+    DeviceId::mint(device.domain()?, 131, 0, n as u32 + 1).ok()
 }
 
 async fn look(
     platform: &PlatformHandle,
+    device: &DeviceHandle,
     local_id: &DeviceId,
     clips: &[(DeviceId, Arc<Clip>)],
     length: Duration,
@@ -156,7 +191,16 @@ async fn look(
     platform.wait_registered(local_id, STEP).await.map_err(failed)?;
     let after = clock::now().saturating_duration_since(began);
     say(format_args!("register  {local_id} registered {} ms after the start", after.as_millis()));
-    let catalog = platform.query_catalog(local_id, STEP).await.map_err(failed)?;
+    device.wait_registered(STEP).await.map_err(failed)?;
+    // Its catalogue comes in pieces; until all of it is here the platform sees less.
+    let deadline = clock::now() + STEP;
+    let is_channel = |i: &&CatalogItem| i.device_id.kind() == IdKind::Peripheral;
+    let catalog = loop {
+        let catalog = platform.query_catalog(local_id, STEP).await.map_err(failed)?;
+        if catalog.items.iter().filter(is_channel).count() >= clips.len() || clock::now() > deadline {
+            break catalog;
+        }
+    };
     let (items, sum) = (catalog.items.len(), catalog.sum_num.unwrap_or(0));
     say(format_args!(
         "catalogue {items} of {sum} items in {} messages, the largest {} bytes, {} ms",
@@ -167,26 +211,116 @@ async fn look(
     for item in &catalog.items {
         say(format_args!("          {} {}", item.device_id, item.name));
     }
-    let channels: Vec<CatalogItem> =
-        catalog.items.into_iter().filter(|i| i.device_id.kind() == IdKind::Peripheral).collect();
+    let channels: Vec<CatalogItem> = catalog.items.into_iter().filter(|i| is_channel(&i)).collect();
     let whole = items as u32 == sum && channels.len() == clips.len();
     if !whole {
         say("catalogue is not what was configured");
     }
     let colour = std::io::stdout().is_terminal();
-    say(format_args!("play      every camera over UDP and both TCP roles for {} s, all at once", length.as_secs()));
+    say(format_args!(
+        "play      every camera over UDP and both TCP roles, every channel of the recorder once, for {} s, all at once",
+        length.as_secs()
+    ));
     say(table_head().trim_end());
-    let rows = play_and_check(
-        platform,
-        local_id,
-        &channels,
-        |id| clips.iter().find(|(known, _)| known == id).map(|(_, clip)| clip.clone()),
-        &TRANSPORTS,
-        length,
-        |row| say(table_row(row, colour).trim_end()),
-    )
-    .await;
-    Ok(whole && rows.len() == clips.len() * TRANSPORTS.len() && rows.iter().all(|r| r.ok))
+    let recorded = device.channels();
+    let (of_recorder, cameras): (Vec<_>, Vec<_>) =
+        channels.iter().cloned().partition(|i| recorded.iter().any(|c| c.id == i.device_id));
+    let clip_of = |id: &DeviceId| clips.iter().find(|(known, _)| known == id).map(|(_, clip)| clip.clone());
+    let tell = |row: &CheckRow| say(table_row(row, colour).trim_end());
+    let share = |n: usize| of_recorder.iter().skip(n).step_by(TRANSPORTS.len()).cloned().collect::<Vec<_>>();
+    let (first, second, third) = (share(0), share(1), share(2));
+    let part = |items, transports| play_and_check(platform, local_id, items, clip_of, transports, length, tell);
+    let (rows, a, b, c) = tokio::join!(
+        part(&cameras, &TRANSPORTS),
+        part(&first, &TRANSPORTS[..1]),
+        part(&second, &TRANSPORTS[1..2]),
+        part(&third, &TRANSPORTS[2..]),
+    );
+    let expected = cameras.len() * TRANSPORTS.len() + of_recorder.len();
+    let rows: Vec<_> = [rows, a, b, c].concat();
+    let played = whole && rows.len() == expected && rows.iter().all(|r| r.ok);
+    let channel = recorded.first().ok_or_else(|| failed("the recorder has no channel"))?;
+    Ok(records(platform, device, local_id, channel).await? && played)
+}
+
+/// Search, replay with pause, 4× and seek, download, preset: of one channel of the recorder.
+async fn records(
+    platform: &PlatformHandle,
+    device: &DeviceHandle,
+    local_id: &DeviceId,
+    channel: &SimChannel,
+) -> Result<bool, Failure> {
+    let now = clock::system_unix().as_secs();
+    let hour = (now - 7200, now - 3600);
+    let list = platform.record_info(local_id, &channel.id, hour, STEP).await.map_err(failed)?;
+    say(format_args!(
+        "records   {} of {} found, in {} messages, the largest {} bytes",
+        list.items.len(),
+        list.sum_num.unwrap_or(0),
+        list.messages,
+        list.max_message_bytes
+    ));
+    let mut ok = list.is_complete() && !list.items.is_empty();
+
+    let mut session =
+        platform.playback(local_id, &channel.id, hour, MediaTransport::TcpPassive).await.map_err(failed)?;
+    session.wait(STEP, "pictures", |v| v.frames >= 25).await.map_err(failed)?;
+    let mut steps = vec![("pause", session.pause(STEP).await.map_err(failed)?)];
+    steps.push(("go on", session.resume(STEP).await.map_err(failed)?));
+    let four = Scale::from_thousandths(4000).ok_or_else(|| failed("no such speed"))?;
+    steps.push(("4x", session.speed(four, STEP).await.map_err(failed)?));
+    let before = session.verdict().frames;
+    session.wait(STEP, "pictures at 4x", |v| v.frames >= before + 100).await.map_err(failed)?;
+    steps.push(("seek to 59:58", session.seek(3_598_000, STEP).await.map_err(failed)?));
+    let finished = session.wait_finished(STEP).await;
+    let end = session.bye().await;
+    let steered = steps.iter().all(|(_, answer)| answer.is_ok());
+    let told: Vec<String> = steps.iter().map(|(what, answer)| format!("{what} {}", answer.status)).collect();
+    say(format_args!(
+        "replay    an hour: {} pictures, {} lost; {}; end told {}",
+        end.verdict.frames,
+        end.verdict.lost,
+        told.join(", "),
+        finished.map_or("never".to_owned(), |n| n.to_string()),
+    ));
+    ok &= steered && finished == Some(121) && end.verdict.lost == 0 && end.verdict.altered == 0;
+
+    let options = InviteOptions {
+        kind: SessionKind::Download,
+        time: Some((hour.0, hour.0 + 8)),
+        download_speed: Some(4),
+        transport: MediaTransport::TcpPassive,
+        clip: Some(channel.clip.clone()),
+        ..InviteOptions::default()
+    };
+    let mut session = platform.invite(local_id, &channel.id, options).await.map_err(failed)?;
+    session.wait(STEP, "half of the download", |v| v.frames >= 100).await.map_err(failed)?;
+    let halfway = session.progress();
+    let (finished, end) = session.play_to_end(STEP).await;
+    say(format_args!(
+        "download  8 s at 4x: {} on the way, then {} pictures, {} lost, {} altered; end told {}",
+        halfway.map_or("no progress".to_owned(), |p| format!("{:.0} %", p * 100.0)),
+        end.verdict.frames,
+        end.verdict.lost,
+        end.verdict.altered,
+        finished.map_or("never".to_owned(), |n| n.to_string()),
+    ));
+    ok &= halfway.is_some() && finished == Some(121) && end.verdict.frames == 200 && end.verdict.lost == 0;
+
+    let preset = PtzCommand::Preset { action: PresetAction::Call, number: 1 };
+    let outcome = platform.ptz(local_id, &channel.id, preset, STEP).await.map_err(failed)?;
+    let seen = |s: &crate::sim::device::Snapshot| s.controls > 0;
+    let reached = device.wait(STEP, "steered", seen).await.is_ok()
+        && device.controls().iter().any(|c| {
+            c.target == channel.id && matches!(&c.control, DeviceControl::Ptz { command, .. } if *command == preset)
+        });
+    say(format_args!(
+        "preset    1 called: answered {}, {}",
+        outcome.status,
+        if reached { "the camera got it" } else { "the camera never got it" }
+    ));
+    ok &= outcome.status == 200 && reached;
+    Ok(ok)
 }
 
 /// `/h264` of `rtsp://127.0.0.1:18554/h264`.
