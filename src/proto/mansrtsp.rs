@@ -509,11 +509,13 @@ pub fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Time-out",
         551 => "Option not supported",
-        100..=199 => "Continue",
-        200..=299 => "OK",
-        300..=399 => "Moved",
-        400..=499 => "Client Error",
-        _ => "Server Error",
+        _ => match status / 100 {
+            1 => "Continue",
+            2 => "OK",
+            3 => "Moved",
+            4 => "Client Error",
+            _ => "Server Error",
+        },
     }
 }
 

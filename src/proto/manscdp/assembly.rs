@@ -545,7 +545,7 @@ mod tests {
             let ids: Vec<u32> = (0..count).collect();
             let chunks: Vec<&[u32]> = ids.chunks(size).collect();
             let mut run = Run::new();
-            let mut came: std::collections::BTreeSet<u32> = std::collections::BTreeSet::new();
+            let mut came = std::collections::BTreeSet::<u32>::new();
             for at in order {
                 let ids = chunks[at.index(chunks.len())];
                 let progress = run.push(chunk(Some(count), ids));
