@@ -1,6 +1,8 @@
 //! What one device sends, from RTP packets to the stream's feed, in no hurry of its own: no socket, no clock.
 //! Standard: [RFC3550], [GB/T28181-2022 annex C, D], SSRC and `y=` [GB/T28181-2022 annex G].
-//! In: RTP packets as they arrive, with their time. Out: frames into a [`FrameFeed`], [`IntakeNote`]s, counts.
+//! In: RTP packets as they arrive, with their time. Out: frames or bursts into a [`FrameFeed`], [`IntakeNote`]s, counts.
+//! Decides once, with the first key frame in hand, whether the stream can be relayed or has to be muxed anew; again when
+//! its stream map changes.
 //! Invariants: packets of one SSRC alone get through, what is alien is dropped and counted; what passes is in order; a
 //! gap is given up after 64 packets or 200 ms, then the picture goes on with the next key frame.
 //! Bounds: [`LEARN`] packets while the SSRC is learnt, the reorder window, the demuxer's and assembler's own.
@@ -8,8 +10,12 @@
 
 use super::assemble::{Assembled, Assembler};
 use super::frame::{FrameKind, Tracks};
-use super::receive::{ReceiveMeters, SsrcRule};
+use super::receive::{Plane, PlanePolicy, ReceiveMeters, SsrcRule};
+use super::relay::{Burst, Gatherer};
 use super::worker::FrameFeed;
+use crate::proto::codec::{VideoCodec, inspect};
+use crate::proto::ps::DemuxCounters;
+use crate::proto::ps::peek::MapTypes;
 use crate::proto::rtp::sequence::MAX_DROPOUT;
 use crate::proto::rtp::{CLOCK_RATE, Packet, Pushed, Reorder, ReorderCounters, Sequence};
 use bytes::{Bytes, BytesMut};
@@ -31,13 +37,54 @@ pub enum IntakeNote {
     /// The first packet that counts.
     FirstPacket,
     /// Tracks were announced.
-    Playing(Tracks),
+    Playing(Tracks, Plane),
+}
+
+/// Packets held while it is decided: a key frame of 4K and what comes while sound is waited for.
+const MAX_HELD: usize = 4096;
+/// And their bytes.
+const MAX_HELD_BYTES: usize = 16 << 20;
+
+/// What is done with packets in order.
+#[derive(Debug)]
+enum Stage {
+    /// Demuxed, and held from the last key frame on, until it is known what they are.
+    Deciding { held: Vec<Burst>, packets: usize, bytes: usize, frames: Vec<Assembled> },
+    /// Demuxed.
+    Remux,
+    /// Passed on; this is what the map says.
+    Relay { map: Option<MapTypes> },
+}
+
+impl Stage {
+    fn deciding() -> Self {
+        Stage::Deciding { held: Vec::new(), packets: 0, bytes: 0, frames: Vec::new() }
+    }
+}
+
+/// What a receiver would have to forgive; None: nothing.
+fn defect(c: &DemuxCounters) -> Option<&'static str> {
+    let checks = [
+        (c.psm == 0, "no_map"),
+        (c.psm_bad_crc > 0, "map_crc"),
+        (c.psm_malformed > 0, "map_malformed"),
+        (c.codec_lies > 0, "codec_lie"),
+        (c.mpeg1_packs > 0, "mpeg1"),
+        (c.length_lies > 0 || c.bad_pes > 0, "pes_length"),
+        (c.unbounded_pes > 0, "pes_unbounded"),
+        (c.times_missing > 0, "no_times"),
+        (c.marker_lies > 0, "marker"),
+        (c.undecided_audio > 0, "audio_unknown"),
+        (c.resyncs > 0, "structure"),
+    ];
+    checks.into_iter().find(|(found, _)| *found).map(|(_, reason)| reason)
 }
 
 /// A packet that waits for its turn.
 #[derive(Debug)]
 struct Held {
     marker: bool,
+    timestamp: u32,
     payload: Bytes,
 }
 
@@ -67,6 +114,9 @@ pub struct Intake {
     order: Order,
     sequence: Sequence,
     assembler: Assembler,
+    gatherer: Gatherer,
+    stage: Stage,
+    policy: PlanePolicy,
     feed: FrameFeed,
     meters: ReceiveMeters,
     resyncs: u64,
@@ -82,7 +132,7 @@ pub struct Intake {
 
 impl Intake {
     /// Before the first packet. `stream`: packets come by TCP.
-    pub fn new(rule: SsrcRule, stream: bool, feed: FrameFeed, meters: ReceiveMeters) -> Self {
+    pub fn new(rule: SsrcRule, policy: PlanePolicy, stream: bool, feed: FrameFeed, meters: ReceiveMeters) -> Self {
         let order = match stream {
             true => Order::Stream { last: None, honest: 0 },
             false => Order::Window(Box::default(), ReorderCounters::default()),
@@ -94,6 +144,9 @@ impl Intake {
             order,
             sequence: Sequence::new(CLOCK_RATE),
             assembler: Assembler::new(),
+            gatherer: Gatherer::new(VideoCodec::H264),
+            stage: if policy == PlanePolicy::Remux { Stage::Remux } else { Stage::deciding() },
+            policy,
             feed,
             meters,
             resyncs: 0,
@@ -208,17 +261,18 @@ impl Intake {
                 *honest = if step == 1 { honest.saturating_add(1) } else { 0 };
                 let lost = if counts && (2..MAX_DROPOUT as u16).contains(&step) { u32::from(step) - 1 } else { 0 };
                 self.meters.lost.inc_by(lost.into());
-                self.deliver(packet.payload, packet.marker, lost, false, now);
+                self.deliver(packet.payload, packet.marker, packet.timestamp, (lost, false), now);
             }
             Order::Window(window, _) => {
                 if window.pass(packet.sequence) {
-                    return self.deliver(packet.payload, packet.marker, 0, false, now);
+                    return self.deliver(packet.payload, packet.marker, packet.timestamp, (0, false), now);
                 }
                 if self.slab.capacity() < packet.payload.len() {
                     self.slab.reserve(SLAB.max(packet.payload.len()));
                 }
                 self.slab.extend_from_slice(packet.payload);
-                let held = Held { marker: packet.marker, payload: self.slab.split().freeze() };
+                let held =
+                    Held { marker: packet.marker, timestamp: packet.timestamp, payload: self.slab.split().freeze() };
                 // What is far off waits in the window itself, or is counted there.
                 let _: Pushed = window.push(packet.sequence, now, held);
                 self.drain(now);
@@ -230,20 +284,27 @@ impl Intake {
         loop {
             let Order::Window(window, _) = &mut self.order else { return };
             let Some(next) = window.pull(now) else { return };
-            self.deliver(&next.item.payload, next.item.marker, next.lost, next.restarted, now);
+            let Held { marker, timestamp, payload } = &next.item;
+            self.deliver(payload, *marker, *timestamp, (next.lost, next.restarted), now);
         }
     }
 
-    fn deliver(&mut self, payload: &[u8], marker: bool, lost: u32, restarted: bool, now: Instant) {
-        if lost > 0 || restarted {
-            self.assembler.lose(lost);
+    /// One packet in order; `gap`: how many are missing before it, and whether the numbering began anew with it.
+    fn deliver(&mut self, payload: &[u8], marker: bool, timestamp: u32, gap: (u32, bool), now: Instant) {
+        let (lost, restarted) = gap;
+        self.flushed = marker;
+        self.marked |= marker;
+        if !matches!(self.stage, Stage::Remux) {
+            self.gatherer.packet(payload, marker, timestamp, lost, now);
         }
-        self.assembler.payload(payload, now);
-        self.flushed = false;
-        if marker {
-            self.marked = true;
-            self.flushed = true;
-            self.assembler.end_of_frame(now);
+        if !matches!(self.stage, Stage::Relay { .. }) {
+            if lost > 0 || restarted {
+                self.assembler.lose(lost);
+            }
+            self.assembler.payload(payload, now);
+            if marker {
+                self.assembler.end_of_frame(now);
+            }
         }
         self.hand_over();
     }
@@ -252,6 +313,10 @@ impl Intake {
     pub fn bare(&mut self, bytes: &[u8], now: Instant) {
         self.arrived(now);
         self.meters.bytes.inc_by(bytes.len() as u64);
+        // Without RTP there is nothing to relay.
+        if !matches!(self.stage, Stage::Remux) {
+            self.decide_for_remux("no_rtp");
+        }
         self.assembler.payload(bytes, now);
         self.flushed = false;
         self.hand_over();
@@ -265,6 +330,7 @@ impl Intake {
             self.assembler.end_of_frame(now);
         }
         self.assembler.poll(now);
+        self.gatherer.flush();
         self.hand_over();
         if let Order::Window(window, told) = &mut self.order {
             let counters = window.counters();
@@ -291,18 +357,133 @@ impl Intake {
     }
 
     fn hand_over(&mut self) {
+        while let Some(burst) = self.gatherer.pop() {
+            self.take_burst(burst);
+        }
         while let Some(item) = self.assembler.pop() {
-            match item {
-                Assembled::Started(tracks) => {
-                    self.feed.started(tracks);
-                    self.notes.push_back(IntakeNote::Playing(tracks));
-                }
-                Assembled::Frame(frame) => {
-                    if matches!(frame.kind, FrameKind::Video { .. }) {
-                        self.last_picture = Some(frame.arrived);
+            match &mut self.stage {
+                Stage::Deciding { frames, .. } => {
+                    if let Assembled::Started(tracks) = &item {
+                        self.gatherer.set_codec(tracks.video);
                     }
-                    self.feed.push(frame);
+                    frames.push(item);
                 }
+                Stage::Remux => self.give(item, "again"),
+                Stage::Relay { .. } => {}
+            }
+        }
+        if let Stage::Deciding { held, packets, bytes, frames } = &self.stage
+            && !frames.is_empty()
+        {
+            // Its key frame may have to be looked at further; what is held is bounded all the same.
+            let full = *packets > MAX_HELD || *bytes > MAX_HELD_BYTES;
+            if !held.is_empty() || full || frames.len() > 2 * LEARN {
+                self.decide();
+            }
+        }
+    }
+
+    /// A frame or tracks into the feed.
+    fn give(&mut self, item: Assembled, reason: &'static str) {
+        match item {
+            Assembled::Started(tracks) => {
+                self.feed.begin(tracks, Plane::Remux, reason);
+                self.notes.push_back(IntakeNote::Playing(tracks, Plane::Remux));
+            }
+            Assembled::Frame(frame) => {
+                if matches!(frame.kind, FrameKind::Video { .. }) {
+                    self.last_picture = Some(frame.arrived);
+                }
+                self.feed.push(frame);
+            }
+        }
+    }
+
+    fn take_burst(&mut self, burst: Burst) {
+        match &mut self.stage {
+            Stage::Remux => {}
+            Stage::Relay { map } if burst.key && burst.map != *map => {
+                // Other streams are in it now: what they are is found out anew.
+                self.assembler = Assembler::new();
+                self.resyncs = 0;
+                self.stage = Stage::deciding();
+                for (payload, marker) in burst.payloads() {
+                    self.assembler.payload(payload, burst.arrived);
+                    if marker {
+                        self.assembler.end_of_frame(burst.arrived);
+                    }
+                }
+                self.take_burst(burst);
+            }
+            Stage::Relay { .. } => {
+                if burst.picture {
+                    self.last_picture = Some(burst.arrived);
+                }
+                self.feed.relay(burst);
+            }
+            Stage::Deciding { held, packets, bytes, frames } => {
+                // Once frames are out what is held belongs to them.
+                if burst.key && frames.is_empty() {
+                    held.clear();
+                    (*packets, *bytes) = (0, 0);
+                }
+                if (burst.key || !held.is_empty()) && *packets <= MAX_HELD && *bytes <= MAX_HELD_BYTES {
+                    *packets += burst.packets();
+                    *bytes += burst.octets();
+                    held.push(burst);
+                }
+            }
+        }
+    }
+
+    /// The first key frame and its tracks are here.
+    fn decide(&mut self) {
+        let counters = self.assembler.counters();
+        let Stage::Deciding { held, packets, bytes, frames } = &self.stage else { return };
+        let whole = match frames.as_slice() {
+            [Assembled::Started(tracks), Assembled::Frame(frame), ..] => {
+                inspect(tracks.video, &frame.data).has_parameter_sets(tracks.video)
+            }
+            _ => false,
+        };
+        let begins = held.first().is_some_and(|burst| burst.key);
+        let reason = if !begins || *packets > MAX_HELD || *bytes > MAX_HELD_BYTES {
+            // Nothing a receiver could begin with: this is no matter of policy.
+            Some("no_key_pack")
+        } else if self.policy == PlanePolicy::Relay {
+            None
+        } else if !whole {
+            Some("no_parameter_sets")
+        } else if self.gatherer.unmarked() > 0 || !self.marked {
+            Some("no_marker")
+        } else if held[0].map.is_none() {
+            Some("no_map")
+        } else {
+            defect(&counters)
+        };
+        let Some(reason) = reason else { return self.decide_for_relay() };
+        self.decide_for_remux(reason);
+    }
+
+    fn decide_for_relay(&mut self) {
+        let Stage::Deciding { held, frames, .. } = &mut self.stage else { return };
+        let (held, frames) = (std::mem::take(held), std::mem::take(frames));
+        let map = held.first().and_then(|burst| burst.map);
+        self.stage = Stage::Relay { map };
+        if let Some(Assembled::Started(tracks)) = frames.first() {
+            let reason = if self.policy == PlanePolicy::Relay { "policy" } else { "clean" };
+            self.feed.begin(*tracks, Plane::Relay, reason);
+            self.notes.push_back(IntakeNote::Playing(*tracks, Plane::Relay));
+        }
+        for burst in held {
+            self.take_burst(burst);
+        }
+    }
+
+    fn decide_for_remux(&mut self, reason: &'static str) {
+        if let Stage::Deciding { frames, .. } = std::mem::replace(&mut self.stage, Stage::Remux) {
+            for item in frames {
+                self.give(item, reason);
             }
         }
     }

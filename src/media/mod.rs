@@ -9,6 +9,8 @@
 //!
 //! Two sorts of sources: `southbound` drives a camera's RTSP session and pushes frames; [`receive`] takes the PS over RTP
 //! of a GB/T 28181 device (`receive` the sockets, `intake` the packets, `assemble` frames and tracks).
+//! What needs no mending is not even demuxed: its packets are passed on (`relay`), and muxed anew for those sinks alone
+//! that cannot take them as they are.
 
 mod assemble;
 mod frame;
@@ -17,6 +19,7 @@ mod hub;
 mod intake;
 mod mux;
 pub mod receive;
+mod relay;
 mod sink;
 mod stream;
 #[cfg(test)]
@@ -82,4 +85,8 @@ pub struct StreamStats {
     pub overruns: u64,
     /// Width and height by the parameter sets.
     pub size: Option<(u32, u32)>,
+    /// How the stream reaches its sinks: `remux` or `relay`; empty before the source started.
+    pub plane: &'static str,
+    /// Why: `clean`, `policy`, `frames` (the source is an RTSP camera), or what a remux has to mend.
+    pub plane_reason: &'static str,
 }

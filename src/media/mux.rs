@@ -5,9 +5,10 @@
 
 use super::frame::{FrameKind, Tracks};
 use super::gop_cache::StampedFrame;
+use super::relay::StampedBurst;
 use crate::proto::ps::{MuxConfig, Muxer, VideoUnit};
-use crate::proto::rtp::image::image_length;
-use crate::proto::rtp::{Framing, ImageWriter};
+use crate::proto::rtp::image::{LENGTH_PREFIX, image_length};
+use crate::proto::rtp::{Framing, ImageWriter, to_rfc4571};
 use bytes::BytesMut;
 use std::collections::VecDeque;
 
@@ -23,6 +24,8 @@ pub struct MuxProfile {
     pub payload_type: u8,
     /// Packets carry the RFC 4571 length prefix.
     pub tcp: bool,
+    /// Payloads pass as they came.
+    pub relay: bool,
 }
 
 /// One frame as RTP packets.
@@ -32,6 +35,7 @@ pub struct Image {
     block: usize,
     packets: usize,
     number: u64,
+    missing: u32,
 }
 
 impl Image {
@@ -46,6 +50,14 @@ impl Image {
     /// Number of its frame in the stream.
     pub fn number(&self) -> u64 {
         self.number
+    }
+    /// Packets the device lost just before it: their numbers are left out.
+    pub fn missing(&self) -> u32 {
+        self.missing
+    }
+    /// Bytes of all packets.
+    pub fn length(&self) -> usize {
+        self.buffer.len()
     }
     /// The packets, to be restamped.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
@@ -111,7 +123,32 @@ impl ProfileMux {
             }
         }
         let layout = writer.finish(true, self.profile.payload_type, frame.rtp as u32);
-        self.queue.push_back((Image { buffer, block: layout.block, packets: layout.packets, number }, 0));
+        let image = Image { buffer, block: layout.block, packets: layout.packets, number, missing: 0 };
+        self.queue.push_back((image, 0));
+    }
+
+    /// Queues a burst as it came, an image for each of its runs.
+    pub fn enqueue_burst(&mut self, burst: &StampedBurst, number: u64) {
+        let prefix = if self.profile.tcp { LENGTH_PREFIX } else { 0 };
+        let mut missing = burst.burst.lost;
+        for (run, bytes) in burst.burst.runs() {
+            let mut buffer = self.pool.pop().unwrap_or_default();
+            buffer.clear();
+            buffer.reserve(bytes.len() + run.packets * prefix);
+            if prefix == 0 {
+                buffer.extend_from_slice(bytes);
+            } else {
+                to_rfc4571(bytes, run.block, &mut buffer);
+            }
+            for packet in buffer.chunks_mut(run.block + prefix) {
+                let header = &mut packet[prefix..];
+                header[1] = header[1] & 0x80 | self.profile.payload_type & 0x7F;
+                header[4..8].copy_from_slice(&(burst.rtp as u32).to_be_bytes());
+            }
+            let (block, packets) = (run.block + prefix, run.packets);
+            let image = Image { buffer, block, packets, number, missing: std::mem::take(&mut missing) };
+            self.queue.push_back((image, 0));
+        }
     }
 
     /// The oldest image with the packets of it already sent.
@@ -154,7 +191,8 @@ mod tests {
         let tracks =
             Tracks { video: VideoCodec::H264, audio: None, video_clock: 90_000, audio_clock: 8000, size: None };
         for tcp in [false, true] {
-            let mut mux = ProfileMux::new(MuxProfile { payload_max: 1400, payload_type: 96, tcp }, tracks);
+            let mut mux =
+                ProfileMux::new(MuxProfile { payload_max: 1400, payload_type: 96, tcp, relay: false }, tracks);
             let mut seen = BTreeSet::new();
             for i in 0..200u64 {
                 let key = i % 25 == 0;

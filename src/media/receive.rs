@@ -187,7 +187,7 @@ pub async fn receive(spec: ReceiveSpec, feed: FrameFeed) {
     let told = Told { events: spec.events.clone(), token: spec.token };
     let stream = !matches!(spec.transport, ReceiveTransport::Udp { .. });
     let mut source = Source {
-        intake: Intake::new(spec.ssrc, stream, feed, spec.meters.clone()),
+        intake: Intake::new(spec.ssrc, spec.plane, stream, feed, spec.meters.clone()),
         meters: spec.meters,
         session: spec.session,
         first_packet_limit: spec.first_packet_limit,
@@ -248,10 +248,10 @@ impl Source {
         while let Some(note) = self.intake.pop_note() {
             let event = match note {
                 IntakeNote::FirstPacket => ReceiveEvent::FirstPacket(now),
-                IntakeNote::Playing(tracks) => {
+                IntakeNote::Playing(tracks, plane) => {
                     let (SsrcRule::Strict(expected) | SsrcRule::Learn(expected)) = self.ssrc;
                     let ssrc = self.intake.ssrc().unwrap_or(expected);
-                    ReceiveEvent::Playing { tracks, plane: Plane::Remux, ssrc }
+                    ReceiveEvent::Playing { tracks, plane, ssrc }
                 }
             };
             let _ = self.events.try_send((self.token, event));

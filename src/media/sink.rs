@@ -327,6 +327,13 @@ impl Sink {
         now.saturating_duration_since(*self.last_sent.get_or_insert(now))
     }
 
+    /// Leaves out the numbers of packets that the device lost, so that the receiver sees it.
+    pub fn leave_out(&mut self, packets: u32) {
+        if self.packets > 0 && self.ended.is_none() {
+            self.sequence = self.sequence.wrapping_add(packets as u16);
+        }
+    }
+
     /// Counts packets of frames that a slow receiver is not even offered.
     pub fn skipped(&self, packets: u64) {
         self.meters.dropped_slow.inc_by(packets);

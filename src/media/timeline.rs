@@ -72,6 +72,12 @@ impl Timeline {
         }
     }
 
+    /// A line that goes on where another one is now.
+    pub fn after(line: u64, now: Instant) -> Self {
+        let last = line.min(i64::MAX as u64) as i64;
+        Timeline { last_dts: last, last_pts: last, last_arrival: Some(now), ..Timeline::new() }
+    }
+
     /// The source starts anew (reconnect): its clock has nothing to do with the old one.
     pub fn restart_source(&mut self) {
         self.offset = None;

@@ -8,6 +8,8 @@
 
 use super::frame::{Frame, StreamKey, Tracks};
 use super::hub::HubInput;
+use super::receive::Plane;
+use super::relay::Burst;
 use super::sink::{SinkId, SinkSpec};
 use super::stream::{Stream, StreamNote};
 use super::{MediaOptions, StreamId, StreamStats};
@@ -50,15 +52,42 @@ struct Feed {
 #[derive(Debug)]
 pub(super) enum FeedItem {
     /// A source session begins.
-    Started(Tracks),
+    Started {
+        /// What it carries.
+        tracks: Tracks,
+        /// What it is made of: frames, or bursts.
+        plane: Plane,
+        /// Why.
+        reason: &'static str,
+    },
     /// A frame of it.
     Frame(Frame),
+    /// Packets of it.
+    Burst(Burst),
 }
 
 impl FrameFeed {
     /// A new source session with these tracks begins: its clock starts anew.
     pub fn started(&self, tracks: Tracks) {
-        self.inner.borrow_mut().items.push_back(FeedItem::Started(tracks));
+        self.begin(tracks, Plane::Remux, "frames");
+    }
+
+    /// The same for either plane, with the reason for it.
+    pub(super) fn begin(&self, tracks: Tracks, plane: Plane, reason: &'static str) {
+        self.inner.borrow_mut().items.push_back(FeedItem::Started { tracks, plane, reason });
+    }
+
+    /// Packets of one frame, as [`Self::push`].
+    pub(super) fn relay(&self, mut burst: Burst) {
+        let mut feed = self.inner.borrow_mut();
+        if feed.items.len() >= FEED {
+            let missing = u16::try_from(burst.packets() + burst.lost as usize).unwrap_or(u16::MAX);
+            feed.overflow = feed.overflow.saturating_add(missing);
+            feed.overruns += 1;
+            return;
+        }
+        burst.lost = burst.lost.saturating_add(std::mem::take(&mut feed.overflow).into());
+        feed.items.push_back(FeedItem::Burst(burst));
     }
 
     /// One access unit or audio packet. Never waits; beyond the bound it is dropped and counted as lost.
@@ -309,8 +338,16 @@ impl Worker {
         for (id, entry) in entries.iter_mut() {
             loop {
                 match entry.feed.pop() {
-                    Some(FeedItem::Started(tracks)) => entry.stream.source_started(tracks, now),
+                    Some(FeedItem::Started { tracks, plane: Plane::Remux, reason }) => {
+                        entry.stream.source_started(tracks, now);
+                        entry.stream.set_plane(Plane::Remux, reason);
+                    }
+                    Some(FeedItem::Started { tracks, plane: Plane::Relay, reason }) => {
+                        entry.stream.relay_started(tracks, now);
+                        entry.stream.set_plane(Plane::Relay, reason);
+                    }
                     Some(FeedItem::Frame(frame)) => entry.stream.push(frame),
+                    Some(FeedItem::Burst(burst)) => entry.stream.push_burst(burst),
                     None => break,
                 }
             }

@@ -88,7 +88,7 @@ struct Bench {
 impl Bench {
     fn new(rule: SsrcRule) -> Bench {
         let (feed, meters) = (FrameFeed::default(), ReceiveMeters::default());
-        let intake = Intake::new(rule, false, feed.clone(), meters.clone());
+        let intake = Intake::new(rule, PlanePolicy::Remux, false, feed.clone(), meters.clone());
         Bench { intake, feed, meters, base: some_instant(), tracks: Vec::new(), frames: Vec::new(), notes: Vec::new() }
     }
 
@@ -104,8 +104,9 @@ impl Bench {
         self.notes.extend(std::iter::from_fn(|| self.intake.pop_note()));
         while let Some(item) = self.feed.pop() {
             match item {
-                FeedItem::Started(tracks) => self.tracks.push(tracks),
+                FeedItem::Started { tracks, .. } => self.tracks.push(tracks),
                 FeedItem::Frame(frame) => self.frames.push(frame),
+                FeedItem::Burst(_) => panic!("nothing is relayed here"),
             }
         }
     }
@@ -166,7 +167,7 @@ fn a_clean_way_gives_every_frame_when_it_is_whole() {
         assert!(bench.tracks[0].audio.is_some() && bench.tracks[0].size == Some((640, 360)));
         assert_eq!(bench.counts(), [sent.len() as u64, 0, 0, 0, 0, 0]);
         assert_eq!(bench.notes.len(), 2);
-        assert!(matches!(bench.notes[..], [IntakeNote::FirstPacket, IntakeNote::Playing(_)]));
+        assert!(matches!(bench.notes[..], [IntakeNote::FirstPacket, IntakeNote::Playing(_, Plane::Remux)]));
     }
 }
 
@@ -588,4 +589,336 @@ fn silence_ends_a_live_source_and_not_a_recording() {
         assert!(recording.events.try_recv().is_err() && !recording.task.is_finished());
         assert!(matches!(refused.event().await, ReceiveEvent::Ended(f) if f.reason == "unreachable"));
     });
+}
+
+// ---- the relay plane ----
+
+mod relay {
+    use super::*;
+    use crate::media::sink::SinkTransport;
+    use crate::media::stream::Stream;
+    use crate::media::tests::bed::{Bed, Receiver, SLOT};
+    use crate::proto::ps::{DemuxConfig, Demuxer, Unit};
+    use crate::proto::rtp::Packet;
+    use std::net::TcpListener;
+
+    /// A device, the gateway's intake and stream, and receivers, slot by slot in virtual time.
+    struct Through {
+        bed: Bed,
+        intake: Intake,
+        feed: FrameFeed,
+        sent: Vec<Sent>,
+        at: usize,
+        began: Instant,
+        planes: Vec<(Plane, &'static str)>,
+    }
+
+    impl Through {
+        fn new(policy: PlanePolicy, recording: bool, sent: Vec<Sent>) -> Through {
+            let mut bed =
+                if recording { Bed::recording(ClipLibrary::h264()) } else { Bed::new(ClipLibrary::h264(), None) };
+            bed.stream = Stream::new(
+                crate::media::StreamKey { session: u64::from(recording), ..super::super::bed::key() },
+                crate::media::MediaOptions::default(),
+            );
+            bed.player.on = false;
+            let feed = FrameFeed::default();
+            let intake = Intake::new(SsrcRule::Strict(SSRC), policy, false, feed.clone(), ReceiveMeters::default());
+            let began = bed.now;
+            Through { bed, intake, feed, sent, at: 0, began, planes: Vec::new() }
+        }
+
+        fn run(&mut self, time: Duration) {
+            let until = self.bed.now + time;
+            while self.bed.now < until {
+                let now = self.bed.now;
+                while self.sent.get(self.at).is_some_and(|p| self.began + p.due <= now) {
+                    self.intake.packet(&self.sent[self.at].bytes, now);
+                    self.at += 1;
+                }
+                self.intake.poll(now);
+                while let Some(item) = self.feed.pop() {
+                    match item {
+                        FeedItem::Started { tracks, plane, reason } => {
+                            self.planes.push((plane, reason));
+                            match plane {
+                                Plane::Remux => self.bed.stream.source_started(tracks, now),
+                                Plane::Relay => self.bed.stream.relay_started(tracks, now),
+                            }
+                        }
+                        FeedItem::Frame(frame) => self.bed.stream.push(frame),
+                        FeedItem::Burst(burst) => self.bed.stream.push_burst(burst),
+                    }
+                }
+                self.bed.tick();
+                self.bed.now += SLOT;
+            }
+        }
+
+        /// Another device in its place: its packets begin now.
+        fn restart(&mut self, sent: Vec<Sent>) {
+            (self.sent, self.at, self.began) = (sent, 0, self.bed.now);
+        }
+
+        fn payloads(&self, receiver: usize) -> Vec<Vec<u8>> {
+            self.bed.receivers[receiver].packets.iter().map(|(_, p)| p[12..].to_vec()).collect()
+        }
+    }
+
+    fn payloads(sent: &[Sent]) -> Vec<Vec<u8>> {
+        sent.iter().map(|p| p.bytes[12..].to_vec()).collect()
+    }
+
+    /// The pictures in what a receiver got are the clip's from `first` on. (Its timestamps are the device's: those of sound
+    /// and picture need not rise together.)
+    fn expect_pictures(receiver: &Receiver, clip: &Clip, first: u64, count: usize) {
+        let mut demuxer = Demuxer::new(DemuxConfig::default());
+        let mut pictures = Vec::new();
+        for (_, bytes) in &receiver.packets {
+            let packet = Packet::parse(bytes).unwrap();
+            demuxer.push(packet.payload);
+            if packet.marker {
+                demuxer.end_of_frame();
+            }
+            while let Some(unit) = demuxer.pull() {
+                match unit {
+                    Unit::Video { annexb, .. } => pictures.push(annexb),
+                    Unit::Audio { .. } => {}
+                    Unit::Gap => panic!("nothing is missing"),
+                }
+            }
+        }
+        assert_eq!(pictures.len(), count);
+        for (i, data) in pictures.iter().enumerate() {
+            assert!(*data == clip.looped(first + i as u64).0.bytes, "picture {i} is {:?}", clip.find(data));
+        }
+    }
+
+    fn sequences(receiver: &Receiver) -> Vec<u16> {
+        receiver.packets.iter().map(|(_, p)| Packet::parse(p).unwrap().sequence).collect()
+    }
+
+    #[test]
+    fn payloads_pass_as_they_came_over_udp_and_tcp() {
+        for (video, audio) in clips() {
+            let sent = device(&video, &audio, 0..150, &mut 65_400);
+            let mut through = Through::new(PlanePolicy::Auto, false, sent.clone());
+            let (udp, u) = through.bed.add_udp();
+            let (tcp, t) = through.bed.add_tcp();
+            through.bed.start(&udp);
+            through.bed.start(&tcp);
+            through.run(ms(7_000));
+            assert_eq!(through.planes, [(Plane::Relay, "clean")]);
+            let packets = through.bed.receivers[u].packets.len();
+            through.bed.settle(t, packets);
+            assert!(through.payloads(u) == payloads(&sent) && through.payloads(t) == payloads(&sent));
+            expect_pictures(&through.bed.receivers[u], &video, 0, 150);
+            let offset = |p: &[u8], s: &[u8]| {
+                Packet::parse(p).unwrap().timestamp.wrapping_sub(Packet::parse(s).unwrap().timestamp)
+            };
+            for (handle, receiver) in [(&udp, u), (&tcp, t)] {
+                let got = &through.bed.receivers[receiver].packets;
+                let first = offset(&got[0].1, &sent[0].bytes);
+                for (i, ((_, p), s)) in got.iter().zip(&sent).enumerate() {
+                    let packet = Packet::parse(p).unwrap();
+                    assert_eq!((packet.sequence, packet.ssrc), (65_500u16.wrapping_add(i as u16), handle.ssrc));
+                    assert_eq!((packet.payload_type, p[1] & 0x80), (96, s.bytes[1] & 0x80));
+                    assert_eq!(offset(p, &s.bytes), first, "distances in time are the device's");
+                }
+            }
+            // What came in a slot left in it, once it was decided.
+            let late = through.bed.receivers[u].packets.iter().zip(&sent).skip(60);
+            let late = late.map(|((at, _), s)| at.saturating_duration_since(through.began + s.due)).max().unwrap();
+            assert!(late <= SLOT, "{late:?}");
+            let stats = through.bed.stream.stats();
+            assert!((24.0..26.5).contains(&stats.fps) || stats.fps < 26.0, "{stats:?}");
+            assert_eq!((stats.size, stats.lost), (Some((640, 360)), 0));
+        }
+    }
+
+    #[test]
+    fn joining_in_the_middle_begins_with_the_key_frame_and_misses_nothing() {
+        let (video, audio) = (ClipLibrary::h264(), ClipLibrary::pcma());
+        for join in [1_010, 1_500, 1_970] {
+            let sent = device(&video, &audio, 0..150, &mut 5);
+            let mut through = Through::new(PlanePolicy::Auto, false, sent.clone());
+            through.run(ms(join));
+            let (udp, u) = through.bed.add_udp();
+            let (tcp, t) = through.bed.add_tcp();
+            through.bed.start(&udp);
+            through.bed.start(&tcp);
+            through.run(ms(7_000 - join));
+            let from = sent.iter().position(|p| p.picture == Some(25)).unwrap();
+            let packets = through.bed.receivers[u].packets.len();
+            through.bed.settle(t, packets);
+            assert!(through.payloads(u) == payloads(&sent[from..]), "joined at {join}");
+            assert!(through.payloads(t) == payloads(&sent[from..]));
+            expect_pictures(&through.bed.receivers[u], &video, 25, 125);
+        }
+    }
+
+    #[test]
+    fn what_the_device_lost_is_missing_in_the_numbers() {
+        let (video, audio) = (ClipLibrary::h264(), ClipLibrary::pcma());
+        let all = device(&video, &audio, 0..150, &mut 5);
+        let mut rng = StdRng::seed_from_u64(4);
+        let kept: Vec<bool> = (0..all.len()).map(|i| i < 100 || rng.random_range(0..20) > 0).collect();
+        let sent: Vec<Sent> = all.iter().zip(&kept).filter(|(_, k)| **k).map(|(p, _)| p.clone()).collect();
+        let mut through = Through::new(PlanePolicy::Auto, false, sent.clone());
+        let (udp, u) = through.bed.add_udp();
+        through.bed.start(&udp);
+        through.run(ms(7_000));
+        let numbers = sequences(&through.bed.receivers[u]);
+        let expected = (0..all.len()).filter(|i| kept[*i]).map(|i| 65_500u16.wrapping_add(i as u16));
+        assert_eq!(numbers, expected.collect::<Vec<_>>());
+        assert!(through.payloads(u) == payloads(&sent));
+        let last = kept.iter().rposition(|k| *k).unwrap();
+        assert_eq!(through.bed.stream.stats().lost as usize, kept[..last].iter().filter(|k| !**k).count());
+    }
+
+    #[test]
+    fn a_device_that_starts_anew_goes_on_on_the_same_line() {
+        let (video, audio) = (ClipLibrary::h264(), ClipLibrary::pcma());
+        let mut through = Through::new(PlanePolicy::Auto, false, device(&video, &audio, 0..60, &mut 5));
+        let (udp, u) = through.bed.add_udp();
+        through.bed.start(&udp);
+        through.run(ms(5_000));
+        // Its clock and its numbers begin anew, far away.
+        let again = device(&video, &audio, 1_000_000..1_000_060, &mut 30_000);
+        through.restart(again.clone());
+        through.run(ms(3_000));
+        let receiver = &through.bed.receivers[u];
+        assert!(sequences(receiver).windows(2).all(|w| w[1] == w[0].wrapping_add(1)));
+        assert!(through.payloads(u).ends_with(&payloads(&again)));
+        let times: Vec<u32> = receiver.packets.iter().map(|(_, p)| Packet::parse(p).unwrap().timestamp).collect();
+        assert!(times.windows(2).all(|w| w[1].wrapping_sub(w[0]) < 90_000 * 4));
+        let told = f64::from(times.last().unwrap().wrapping_sub(times[0])) / 90_000.0;
+        assert!((7.0..8.0).contains(&told), "{told} s on the wire");
+        assert_eq!(through.bed.stream.stats().clock_jumps, 1);
+    }
+
+    #[test]
+    fn a_sink_with_smaller_packets_is_muxed_for_anew_beside_the_relay() {
+        let (video, audio) = (ClipLibrary::h264(), ClipLibrary::pcma());
+        let sent = device(&video, &audio, 0..150, &mut 5);
+        let mut through = Through::new(PlanePolicy::Auto, false, sent.clone());
+        let (relayed, r) = through.bed.add_udp();
+        through.bed.start(&relayed);
+        through.run(ms(1_500));
+        let receiver = Receiver::udp();
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let transport = SinkTransport::Udp { socket, rtcp: None, destination: receiver.addr() };
+        let small = through.bed.add(transport, 800);
+        through.bed.receivers.push(receiver);
+        through.bed.start(&small);
+        through.run(ms(5_500));
+        assert!(through.payloads(r) == payloads(&sent));
+        let receiver = &through.bed.receivers[1];
+        let got = receiver.checked();
+        // It begins with the cached group; the last picture may wait for its successor.
+        got.expect_clip(&video, 25);
+        assert_eq!(got.pictures().len(), 125);
+        assert!(receiver.packets.iter().all(|(_, p)| p.len() <= 812));
+        assert!(got.sounds().len() > 100, "{}", got.sounds().len());
+    }
+
+    #[test]
+    fn a_recording_keeps_its_own_times_and_waits_for_its_viewer() {
+        let (video, audio) = (ClipLibrary::h264(), ClipLibrary::pcma());
+        let sent = device(&video, &audio, 0..100, &mut 5);
+        let mut through = Through::new(PlanePolicy::Auto, true, sent.clone());
+        let (tcp, t) = {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let to = listener.local_addr().unwrap();
+            let handle = through.bed.add(SinkTransport::TcpPassive { listener, from: vec![to.ip()] }, 1400);
+            through.bed.receivers.push(Receiver::tcp(std::net::TcpStream::connect(to).unwrap()));
+            (handle, through.bed.receivers.len() - 1)
+        };
+        through.run(ms(3_000));
+        through.bed.start(&tcp);
+        through.run(ms(2_000));
+        through.bed.settle(t, sent.len());
+        assert!(through.payloads(t) == payloads(&sent));
+        for ((_, p), s) in through.bed.receivers[t].packets.iter().zip(&sent) {
+            assert_eq!(p[4..8], s.bytes[4..8], "the device's own time");
+        }
+    }
+
+    #[test]
+    fn what_needs_mending_is_muxed_anew() {
+        let (video, audio) = (ClipLibrary::h264(), ClipLibrary::pcma());
+        let good = device(&video, &audio, 0..60, &mut 5);
+        let spoil = |spoil: &dyn Fn(&mut Vec<u8>)| {
+            let mut sent = good.clone();
+            sent.iter_mut().for_each(|p| spoil(&mut p.bytes));
+            sent
+        };
+        let map = |p: &[u8]| p.windows(4).position(|w| w == [0, 0, 1, 0xBC]);
+        let without_marker = spoil(&|p| p[1] &= 0x7F);
+        let bad_crc = spoil(&|p| {
+            if let Some(at) = map(p) {
+                let end = at + 6 + usize::from(p[at + 5]);
+                p[end - 1] ^= 1;
+            }
+        });
+        // A map that does not name the sound.
+        let without_map = spoil(&|p| {
+            if let Some(at) = map(p) {
+                p[at + 3] = 0xBF;
+            }
+        });
+        for (sent, reason) in [(without_marker, "no_marker"), (bad_crc, "map_crc"), (without_map, "no_map")] {
+            for policy in [PlanePolicy::Auto, PlanePolicy::Relay] {
+                let mut through = Through::new(policy, false, sent.clone());
+                let (udp, u) = through.bed.add_udp();
+                through.bed.start(&udp);
+                through.run(ms(3_000));
+                let expected = match policy {
+                    PlanePolicy::Auto => (Plane::Remux, reason),
+                    _ => (Plane::Relay, "policy"),
+                };
+                assert_eq!(through.planes, [expected]);
+                if policy == PlanePolicy::Auto {
+                    through.bed.receivers[u].checked().expect_clip(&video, 0);
+                } else {
+                    assert!(through.payloads(u) == payloads(&sent));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_slow_sink_goes_on_with_a_key_frame_and_no_other_notices() {
+        let (video, audio) = (ClipLibrary::h264(), ClipLibrary::pcma());
+        let mut sent = device(&video, &audio, 0..6_000, &mut 5);
+        // Forty times as fast after the first second, so that what the kernel takes is soon full.
+        for packet in &mut sent {
+            packet.due = packet.due.min(ms(1_000)) + packet.due.saturating_sub(ms(1_000)) / 40;
+        }
+        let mut through = Through::new(PlanePolicy::Auto, false, sent.clone());
+        let (slow, s) = through.bed.add_tcp();
+        let (good, g) = through.bed.add_udp();
+        through.bed.start(&slow);
+        through.bed.start(&good);
+        through.run(ms(1_000));
+        through.bed.receivers[s].asleep = true;
+        through.run(ms(6_500));
+        through.bed.receivers[s].asleep = false;
+        let more = device(&video, &audio, 6_000..6_060, &mut 60_000);
+        through.restart(more.clone());
+        through.run(ms(3_000));
+        sent.extend(more);
+        assert!(through.payloads(g) == payloads(&sent), "the other one has everything");
+        assert!(slow.meters.dropped_slow.get() > 0);
+        assert_eq!((through.bed.end_of(slow.id), through.bed.end_of(good.id)), (None, None));
+        // What the slow one got is what was sent, and after each gap it begins with a key frame.
+        let (all, mut at) = (payloads(&sent), 0);
+        for payload in through.payloads(s) {
+            let next = at + all[at..].iter().position(|p| *p == payload).expect("it was sent, in this order");
+            let begins = sent[next].picture.is_some_and(|n| n % 25 == 0) && payload.starts_with(&[0, 0, 1, 0xBA]);
+            assert!(next == at || begins, "packet {next} after {at}");
+            at = next + 1;
+        }
+        assert_eq!(at, all.len(), "it is back");
+    }
 }

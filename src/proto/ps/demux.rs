@@ -810,14 +810,14 @@ fn nearest(last: u64, stamp: u64) -> u64 {
 }
 
 /// The first video and the first audio stream of a map: stream type and id.
-struct Map {
-    video: Option<(u8, u8)>,
-    audio: Option<(u8, u8)>,
+pub(super) struct Map {
+    pub(super) video: Option<(u8, u8)>,
+    pub(super) audio: Option<(u8, u8)>,
 }
 
 /// Reads a stream map with its start code [ISO13818-1 2.5.4]; lengths that overshoot are cut to what is there, which
 /// also takes a map whose CRC was left out.
-fn parse_map(map: &[u8]) -> Option<Map> {
+pub(super) fn parse_map(map: &[u8]) -> Option<Map> {
     let body = map.get(6..)?;
     let length = |at: usize| Some(usize::from(u16::from_be_bytes([*body.get(at)?, *body.get(at + 1)?])));
     let entries_at = 4 + length(2)? + 2;

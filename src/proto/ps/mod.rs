@@ -10,6 +10,7 @@ mod frames;
 #[cfg(test)]
 mod makers;
 pub mod mux;
+pub mod peek;
 #[cfg(test)]
 mod round_trip;
 
