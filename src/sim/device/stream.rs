@@ -206,7 +206,7 @@ impl Packer {
         }
     }
 
-    fn to_key_picture(&mut self) {
+    fn skip_to_key_picture(&mut self) {
         while !self.clip.looped(self.unit).0.key {
             self.unit += 1;
         }
@@ -299,7 +299,7 @@ impl Streaming {
                 biased;
                 order = orders.recv() => match order {
                     None => return Ok(()),
-                    Some(Order::KeyPicture) => sender.packer.to_key_picture(),
+                    Some(Order::KeyPicture) => sender.packer.skip_to_key_picture(),
                     Some(Order::Pause(reply)) => {
                         playing = false;
                         // Nobody may wait for it any more.
@@ -321,6 +321,8 @@ impl Streaming {
                         continue;
                     }
                     sender.picture().await?;
+                    // A stream that is late must not keep its receiver from reading.
+                    tokio::task::yield_now().await;
                     due = next_due(due, clock::now(), sender.interval(pace));
                 }
             }

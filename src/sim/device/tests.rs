@@ -74,7 +74,11 @@ impl Pair {
     }
 
     async fn status(&self, serial: u32) -> Option<u16> {
-        let options = InviteOptions { answer_limit: Duration::from_millis(200), ..InviteOptions::default() };
+        self.cancelled(serial, None).await
+    }
+
+    async fn cancelled(&self, serial: u32, cancel_after: Option<Duration>) -> Option<u16> {
+        let options = InviteOptions { cancel_after, answer_limit: LIMIT, ..InviteOptions::default() };
         self.platform.invite(&id(DEVICE), &camera(serial), options).await.err().and_then(|failure| failure.status)
     }
 
@@ -313,10 +317,15 @@ async fn an_alarm_is_repeated_until_it_is_answered_or_given_up() {
 // ---- queries ----
 
 #[tokio::test]
-async fn a_catalogue_comes_whole_over_both_transports() {
-    for transport in [Transport::Udp, Transport::Tcp] {
+async fn a_catalogue_comes_whole_over_both_transports_and_in_every_version() {
+    for (transport, version) in [
+        (Transport::Udp, Version::V2022),
+        (Transport::Tcp, Version::V2022),
+        (Transport::Udp, Version::V2016),
+        (Transport::Tcp, Version::V2011),
+    ] {
         let pair = pair(|config| {
-            config.transport = transport;
+            (config.transport, config.profile) = (transport, Profile::new(version));
             config.channels = SimChannel::numbered(&id(DEVICE), 10).unwrap();
             config.channels[4].online = false;
         })
@@ -325,6 +334,7 @@ async fn a_catalogue_comes_whole_over_both_transports() {
         assert!(catalog.is_complete() && catalog.messages == 3, "{catalog:?}");
         assert_eq!(catalog.cameras().count(), 10);
         assert_eq!(catalog.items[0].name, "摄像机1");
+        assert_eq!(pair.platform.registration(&id(DEVICE)).unwrap().version, Some(version));
         assert!(catalog.items.iter().all(|item| item.parent_id == [id(DEVICE)]));
         let off: Vec<DeviceId> =
             catalog.items.iter().filter(|item| item.status == Some(Status::Off)).map(|item| item.device_id).collect();
@@ -377,6 +387,9 @@ fn faults_of_a_catalogue_are_what_they_say() {
     let whole = catalogue(&|_| {});
     assert_eq!(shape(&whole), [(Some(10), 4), (Some(10), 4), (Some(10), 2)]);
     assert!(whole[0].0.starts_with(b"<?xml version=\"1.0\" encoding=\"GB18030\"?>"));
+    // The most that one message may have fits a datagram.
+    let largest = whole[0].0.len().div_ceil(4) * MAX_ITEMS_UDP;
+    assert!(largest < 65_000, "{largest}");
     assert_eq!(shape(&catalogue(&|f| f.lost_message = true)), [(Some(10), 4), (Some(10), 2)]);
     let doubled = catalogue(&|f| f.duplicate_message = true);
     assert!(doubled.len() == 4 && doubled[0] == doubled[1]);
@@ -544,7 +557,7 @@ async fn calls_are_refused_cancelled_and_hung_up() {
     pair.handle.set_faults(|faults| faults.call.refuse = Some(503));
     assert_eq!(pair.status(1).await, Some(503));
     pair.handle.set_faults(|faults| faults.call = CallFaults { no_answer: true, ..CallFaults::default() });
-    assert_eq!(pair.status(1).await, Some(487));
+    assert_eq!(pair.cancelled(1, Some(Duration::from_millis(20))).await, Some(487));
     pair.handle.set_faults(|faults| faults.call = CallFaults { own_ssrc: true, ..CallFaults::default() });
     let mut session = pair.invite(1, |_| {}).await;
     assert_ne!(session.answer.ssrc, Some(session.offered_ssrc));
