@@ -81,10 +81,10 @@ async fn tell(handle: &DeviceHandle, out: &mut impl Write) -> Result<(), DeviceE
             line(out, format_args!("registration failed or lost ({} times)", now.registration_failures))?;
         }
         if now.calls != before.calls {
-            line(out, format_args!("{} calls", now.calls))?;
+            line(out, format_args!("calls: {}", now.calls))?;
         }
         if now.subscriptions != before.subscriptions {
-            line(out, format_args!("{} subscriptions", now.subscriptions))?;
+            line(out, format_args!("subscriptions: {}", now.subscriptions))?;
         }
         let fresh = usize::try_from(now.controls - before.controls).unwrap_or(usize::MAX);
         let seen = handle.controls();

@@ -241,7 +241,7 @@ impl Shared {
         format!("{:016x}", self.random::<u64>())
     }
 
-    /// A MESSAGE to the platform. `host`: of its URIs.
+    /// A MESSAGE to the platform, outside any dialog.
     pub fn message(&self, body: Bytes) -> Request {
         let config = &self.config;
         let (id, domain) = (&config.id, config.id.domain().unwrap_or(config.id.as_str()));
