@@ -99,6 +99,9 @@ pub mod media;
 pub mod catalog;
 
 #[cfg(feature = "daemon")]
+pub mod alarm;
+
+#[cfg(feature = "daemon")]
 pub mod northbound;
 #[cfg(feature = "daemon")]
 pub mod southbound;

@@ -34,6 +34,11 @@ use series::Series;
 
 /// Every metric, as a scraper of the text format sees it; sorted. Rename none without need.
 pub const NAMES: &[&str] = &[
+    "menshen_alarm_delivered_total",
+    "menshen_alarm_dropped_total",
+    "menshen_alarm_outbox_pending",
+    "menshen_alarm_retries_total",
+    "menshen_alarms_received_total",
     "menshen_build_info",
     "menshen_camera_bitrate_bps",
     "menshen_camera_clock_offset_seconds",
@@ -190,6 +195,16 @@ struct ByDevicePolicy {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByMethod {
+    method: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByTask {
     task: &'static str,
 }
@@ -246,6 +261,12 @@ struct Inner {
     camera_fps: Series<ByChannel, FloatGauge>,
     camera_bitrate: Series<ByChannel, Gauge>,
     camera_clock_offset: Series<ByChannel, FloatGauge>,
+
+    alarms_received: Series<ByMethod, Counter>,
+    alarm_outbox_pending: Series<ByUplink, Gauge>,
+    alarm_delivered: Series<ByUplink, Counter>,
+    alarm_retries: Series<ByUplink, Counter>,
+    alarm_dropped: Series<ByReason, Counter>,
 
     task_panics: Series<ByTask, Counter>,
 }
@@ -455,6 +476,23 @@ impl Metrics {
                 "The camera's clock minus ours",
                 FloatGauge::default,
             ),
+            alarms_received: r.series("menshen_alarms_received", "Alarms taken in", Counter::default),
+            alarm_outbox_pending: r.series(
+                "menshen_alarm_outbox_pending",
+                "Alarms the upper platform has still to be told of",
+                Gauge::default,
+            ),
+            alarm_delivered: r.series("menshen_alarm_delivered", "Alarms the upper platform has got", Counter::default),
+            alarm_retries: r.series(
+                "menshen_alarm_retries",
+                "Attempts to tell the upper platform of an alarm that failed and are made again",
+                Counter::default,
+            ),
+            alarm_dropped: r.series(
+                "menshen_alarm_dropped",
+                "Alarms not taken in, or given up for an upper platform",
+                Counter::default,
+            ),
             task_panics: r.series("menshen_task_panics", "Tasks ended by a fault of this program", Counter::default),
             registry: r.0,
         };
@@ -481,6 +519,9 @@ impl Metrics {
         self.0.uplink_registered.of(&by);
         self.0.uplink_register_failures.of(&by);
         self.0.uplink_keepalive_missed.of(&by);
+        self.0.alarm_outbox_pending.of(&by);
+        self.0.alarm_delivered.of(&by);
+        self.0.alarm_retries.of(&by);
         uplink
     }
 
@@ -513,6 +554,9 @@ impl Metrics {
         m.rtp_packets_sent.remove_where(|l| l.uplink == gone);
         m.rtp_bytes_sent.remove_where(|l| l.uplink == gone);
         m.rtp_packets_dropped.remove_where(|l| l.uplink == gone);
+        m.alarm_outbox_pending.remove_where(|l| l.uplink == gone);
+        m.alarm_delivered.remove_where(|l| l.uplink == gone);
+        m.alarm_retries.remove_where(|l| l.uplink == gone);
     }
 
     /// `id` is a camera or channel of the configuration: it gets series of its own.
@@ -751,6 +795,48 @@ impl Metrics {
         self.0.camera_clock_offset.of(&ByChannel { channel: camera.clone() }).set(seconds);
     }
 
+    // ---- alarms
+
+    /// An alarm was taken in; `method`: AlarmMethod [GB/T28181-2022 A.2.5.3].
+    pub fn alarm_received(&self, method: u8) {
+        let method = match method {
+            1 => "telephone",
+            2 => "device",
+            3 => "sms",
+            4 => "gps",
+            5 => "video",
+            6 => "fault",
+            _ => OTHER,
+        };
+        self.0.alarms_received.of(&ByMethod { method }).inc();
+    }
+
+    /// So many alarms wait for `uplink`.
+    pub fn alarm_outbox(&self, uplink: &PeerLabel, pending: u64) {
+        self.0.alarm_outbox_pending.of(&ByUplink { uplink: uplink.clone() }).set(integer(pending));
+    }
+
+    /// One alarm more waits for `uplink`, or one less.
+    pub fn alarm_outbox_moved(&self, uplink: &PeerLabel, by: i64) {
+        self.0.alarm_outbox_pending.of(&ByUplink { uplink: uplink.clone() }).inc_by(by);
+    }
+
+    /// `uplink` has got an alarm.
+    pub fn alarm_delivered(&self, uplink: &PeerLabel) {
+        self.0.alarm_delivered.of(&ByUplink { uplink: uplink.clone() }).inc();
+    }
+
+    /// An attempt to tell `uplink` of an alarm failed; another is made.
+    pub fn alarm_retried(&self, uplink: &PeerLabel) {
+        self.0.alarm_retries.of(&ByUplink { uplink: uplink.clone() }).inc();
+    }
+
+    /// An alarm was not taken in, or given up for an uplink (`reason`: `duplicate`, `overloaded`, `storage`,
+    /// `overrun`, `expired`, `filtered`, `unshared`, `refused`).
+    pub fn alarm_dropped(&self, reason: &'static str, count: u64) {
+        self.0.alarm_dropped.of(&ByReason { reason }).inc_by(count);
+    }
+
     // ---- ourselves
 
     /// A task panicked.
@@ -826,6 +912,12 @@ mod tests {
         m.camera_measured(&cam, 25.0, 4_000_000);
         m.camera_clock_offset(&cam, 1.5);
         m.task_panicked("link");
+        m.alarm_received(5);
+        m.alarm_outbox(&psb, 3);
+        m.alarm_outbox_moved(&psb, -1);
+        m.alarm_delivered(&psb);
+        m.alarm_retried(&psb);
+        m.alarm_dropped("duplicate", 2);
         let session = m.media_session_started(&psb, SessionKind::Play, SessionTransport::TcpPassive);
         (m, session)
     }
@@ -864,6 +956,9 @@ mod tests {
             r#"menshen_rtp_packets_lost_total{source="cam-1"} 2"#,
             "menshen_media_ports_in_use 4",
             r#"menshen_task_panics_total{task="link"} 1"#,
+            r#"menshen_alarms_received_total{method="video"} 1"#,
+            r#"menshen_alarm_outbox_pending{uplink="psb"} 2"#,
+            r#"menshen_alarm_dropped_total{reason="duplicate"} 2"#,
         ] {
             assert!(has(&text, line), "{line}\n{text}");
         }

@@ -1,4 +1,5 @@
-//! What the program learnt and must keep: minted codes, learnt facts, the audit log. One SQLite file.
+//! What the program learnt and must keep: minted codes, learnt facts, the audit log, alarms and whom to tell of them.
+//! One SQLite file.
 //!
 //! In: [`StoreHandle`] methods. Out: replies, sent only after the rows are on the disk. Owner: the thread `store`.
 //! Durability: `journal_mode = WAL` and `synchronous = FULL`: every commit syncs the log before its callers hear of it,
@@ -10,6 +11,7 @@
 //! Not here: what people decide (configuration); deadlines of single requests (the caller's, with
 //! `tokio::time::timeout`).
 
+mod alarms;
 mod audit;
 mod error;
 mod inventory;
@@ -18,6 +20,10 @@ mod mint;
 mod schema;
 mod thread;
 
+pub use alarms::{
+    ALARM_PAGE_MAX, AlarmRecord, AppendRules, Appended, LatchReset, NewAlarm, OutboxEnd, OutboxRow, PRUNE_MAX,
+    PruneRules, Pruned, Released,
+};
 pub use audit::{
     Actor, ActorKind, AuditEntry, AuditHead, AuditRecord, AuditReport, BadRecord, Fault, Outcome, PAGE_MAX,
     VerifyError, verify_audit,

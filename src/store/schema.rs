@@ -25,7 +25,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a checkpoint the log file is cut to this many bytes, so that one burst does not keep its space for ever.
 const JOURNAL_SIZE_LIMIT: i64 = 16 * 1024 * 1024;
 
-const MIGRATIONS: &[M<'static>] = &[M::up(FIRST), M::up(DEVICES)];
+pub(super) const MIGRATIONS: &[M<'static>] = &[M::up(FIRST), M::up(DEVICES), M::up(ALARMS)];
 
 const DEVICES: &str = "CREATE TABLE binding (
          device        TEXT NOT NULL PRIMARY KEY,
@@ -125,6 +125,67 @@ const FIRST: &str =
          BEGIN SELECT RAISE(ABORT, 'the beginning of the audit chain is never changed'); END;
      CREATE TRIGGER audit_genesis_no_delete BEFORE DELETE ON audit_genesis
          BEGIN SELECT RAISE(ABORT, 'the beginning of the audit chain is never deleted'); END;";
+
+const ALARMS: &str = "CREATE TABLE alarms (
+         id          INTEGER PRIMARY KEY AUTOINCREMENT,
+         channel     TEXT NOT NULL,
+         device      TEXT NOT NULL,
+         priority    INTEGER NOT NULL,
+         method      INTEGER NOT NULL,
+         kind        INTEGER,
+         type_param  INTEGER,
+         device_time INTEGER,
+         received_at INTEGER NOT NULL,
+         sn          INTEGER NOT NULL,
+         description TEXT,
+         longitude   REAL,
+         latitude    REAL,
+         dedup       TEXT
+     ) STRICT;
+     CREATE INDEX alarms_dedup ON alarms (dedup) WHERE dedup IS NOT NULL;
+
+     -- `open` and `held` are undone; any other state is how it ended, and has a done_at
+     CREATE TABLE outbox (
+         seq      INTEGER PRIMARY KEY AUTOINCREMENT,
+         uplink   TEXT NOT NULL,
+         alarm    INTEGER NOT NULL REFERENCES alarms (id) ON DELETE CASCADE,
+         channel  TEXT NOT NULL,
+         state    TEXT NOT NULL CHECK (state IN ('open', 'held', 'delivered', 'unconfirmed', 'filtered', 'unshared',
+                                                 'refused', 'overrun', 'expired')),
+         tries    INTEGER NOT NULL DEFAULT 0,
+         next_try INTEGER,
+         done_at  INTEGER CHECK ((done_at IS NULL) = (state IN ('open', 'held'))),
+         UNIQUE (alarm, uplink)
+     ) STRICT;
+     CREATE INDEX outbox_open ON outbox (uplink, seq) WHERE state = 'open';
+     CREATE INDEX outbox_held ON outbox (channel, seq) WHERE state = 'held';
+
+     CREATE TABLE outbox_count (
+         uplink TEXT PRIMARY KEY,
+         undone INTEGER NOT NULL
+     ) STRICT;
+     CREATE TRIGGER outbox_counts_new AFTER INSERT ON outbox WHEN NEW.done_at IS NULL BEGIN
+         INSERT INTO outbox_count VALUES (NEW.uplink, 1) ON CONFLICT DO UPDATE SET undone = undone + 1;
+     END;
+     CREATE TRIGGER outbox_counts_done AFTER UPDATE OF done_at ON outbox
+         WHEN OLD.done_at IS NULL AND NEW.done_at IS NOT NULL BEGIN
+         UPDATE outbox_count SET undone = undone - 1 WHERE uplink = NEW.uplink;
+     END;
+     CREATE TRIGGER outbox_counts_gone AFTER DELETE ON outbox WHEN OLD.done_at IS NULL BEGIN
+         UPDATE outbox_count SET undone = undone - 1 WHERE uplink = OLD.uplink;
+     END;
+
+     CREATE TABLE alarm_latch (
+         channel TEXT PRIMARY KEY,
+         alarm   INTEGER NOT NULL,
+         kind    INTEGER
+     ) STRICT;
+
+     -- running time, and the newest alarm at each tick of it
+     CREATE TABLE alarm_tick (
+         tick   INTEGER PRIMARY KEY AUTOINCREMENT,
+         newest INTEGER NOT NULL
+     ) STRICT;";
 
 /// Opens `path` for writing, creating file (0600) and directory (0700) if they are not there.
 pub(super) fn open_file(path: &Path) -> Result<Connection, StoreError> {

@@ -111,7 +111,7 @@ async fn a_newer_schema_is_refused_and_left_alone() {
     let before = fs::read(&path).unwrap();
     let error = open_at(&path).unwrap_err();
     assert!(error.to_string().contains("run the newer version again"), "{error}");
-    assert_eq!(why(error), StoreError::Newer { found: 7, known: 2 });
+    assert_eq!(why(error), StoreError::Newer { found: 7, known: 3 });
     assert_eq!(fs::read(&path).unwrap(), before);
     assert!(matches!(verify_audit(&path), Err(VerifyError::Store(StoreError::Open { .. }))));
 }

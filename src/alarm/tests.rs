@@ -1,0 +1,1 @@
+//! Tests of the alarm service through its inbox.
