@@ -1,8 +1,7 @@
 //! One list answer: pages sent one after the other.
 //! Standard: [GB/T28181-2022 annex M], [GB/T28181-2016 annex N]: same SN and SumNum in each page, the next page only
 //! after the answer to the one before; no ends marker. Pure.
-//! Bounds: a UDP page keeps the whole message within [`UDP_MESSAGE`] unless a single item is larger. A list that is not
-//! counted (the presets of 2016) has no pages: nobody could tell that more is to come.
+//! Bounds: a UDP page keeps the whole message within [`UDP_MESSAGE`] unless a single item is larger.
 
 use crate::proto::gb28181::{DeviceId, Profile};
 use crate::proto::manscdp::catalog::{MAX_ITEMS, item_xml, items_that_fit};
@@ -56,12 +55,22 @@ pub struct ListAnswer {
     pub before: String,
     /// Name of the list element.
     pub list: &'static str,
-    /// SumNum is written.
-    pub counted: bool,
-    /// The list element is written even when there is nothing in it.
-    pub always: bool,
     /// The items, as XML.
     pub items: Vec<String>,
+}
+
+impl ListAnswer {
+    /// The answer to catalogue query `sn` for `device_id`.
+    pub fn catalog(profile: Profile, sn: u32, device_id: DeviceId, items: &[&CatalogItem]) -> Self {
+        ListAnswer {
+            cmd_type: QueryKind::Catalog.as_str().into(),
+            sn,
+            device_id,
+            before: String::new(),
+            list: "DeviceList",
+            items: items.iter().map(|i| item_xml(i, profile)).collect(),
+        }
+    }
 }
 
 /// See the file's head.
@@ -77,23 +86,7 @@ pub struct PagedReply {
 impl PagedReply {
     /// The answer, in pages.
     pub fn new(profile: Profile, answer: ListAnswer, page: PageSize) -> Self {
-        let page = if answer.counted { page } else { PageSize::Items(MAX_ITEMS) };
         PagedReply { profile, answer, sent: 0, page, done: false }
-    }
-
-    /// The catalogue answer to query `sn` for `device_id`.
-    pub fn catalog(profile: Profile, sn: u32, device_id: DeviceId, items: &[&CatalogItem], page: PageSize) -> Self {
-        let answer = ListAnswer {
-            cmd_type: QueryKind::Catalog.as_str().into(),
-            sn,
-            device_id,
-            before: String::new(),
-            list: "DeviceList",
-            counted: true,
-            always: false,
-            items: items.iter().map(|i| item_xml(i, profile)).collect(),
-        };
-        PagedReply::new(profile, answer, page)
     }
 
     /// The next page's body; None when all are out. An empty result is one page with SumNum 0.
@@ -127,10 +120,8 @@ impl PagedReply {
         let mut w = XmlWriter::new();
         w.open("Response").text("CmdType", &answer.cmd_type).text("SN", answer.sn).text("DeviceID", answer.device_id);
         w.raw(&answer.before);
-        if answer.counted {
-            w.text("SumNum", answer.items.len());
-        }
-        if answer.always || !items.is_empty() {
+        w.text("SumNum", answer.items.len());
+        if !items.is_empty() {
             w.open_num(answer.list, items.len());
             for item in items {
                 w.raw(item);
@@ -176,13 +167,18 @@ mod tests {
             .collect()
     }
 
+    fn paged(version: Version, sn: u32, id: DeviceId, items: &[&CatalogItem], page: PageSize) -> PagedReply {
+        let profile = Profile::new(version);
+        PagedReply::new(profile, ListAnswer::catalog(profile, sn, id, items), page)
+    }
+
     #[test]
     fn pages_are_small_equal_in_sum_and_complete() {
         let all = items(57);
         let refs: Vec<_> = all.iter().collect();
         for version in [Version::V2011, Version::V2016, Version::V2022] {
             let id = DeviceId::parse("41130000582000000001").unwrap();
-            let mut reply = PagedReply::catalog(Profile::new(version), 7, id, &refs, PageSize::new(None, false));
+            let mut reply = paged(version, 7, id, &refs, PageSize::new(None, false));
             let mut seen = BTreeSet::new();
             while let Some(body) = reply.next_page() {
                 assert!(body.len() + HEAD <= UDP_MESSAGE || seen.len() + 1 == reply.progress().0, "{}", body.len());
@@ -202,7 +198,7 @@ mod tests {
     #[test]
     fn an_empty_answer_is_one_page() {
         let id = DeviceId::parse("41130000582000000001").unwrap();
-        let mut reply = PagedReply::catalog(Profile::new(Version::V2016), 1, id, &[], PageSize::new(None, false));
+        let mut reply = paged(Version::V2016, 1, id, &[], PageSize::new(None, false));
         let body = String::from_utf8(reply.next_page().unwrap()).unwrap();
         assert!(body.contains("<SumNum>0</SumNum>") && !body.contains("DeviceList"));
         assert_eq!(reply.next_page(), None);
@@ -213,7 +209,7 @@ mod tests {
         let all = items(5);
         let refs: Vec<_> = all.iter().collect();
         let id = DeviceId::parse("41130000582000000001").unwrap();
-        let mut reply = PagedReply::catalog(Profile::new(Version::V2016), 1, id, &refs, PageSize::new(Some(2), false));
+        let mut reply = paged(Version::V2016, 1, id, &refs, PageSize::new(Some(2), false));
         let mut pages = 0;
         while reply.next_page().is_some() {
             pages += 1;
@@ -230,12 +226,10 @@ mod tests {
             device_id: id,
             before: "<Name>东门</Name>\r\n".into(),
             list: "RecordList",
-            counted: true,
-            always: false,
             items: (0..30).map(|n| format!("<Item><FilePath>{n}{}</FilePath></Item>\r\n", "x".repeat(80))).collect(),
         };
         let profile = Profile::new(Version::V2022);
-        let mut reply = PagedReply::new(profile, answer.clone(), PageSize::new(None, false));
+        let mut reply = PagedReply::new(profile, answer, PageSize::new(None, false));
         let (mut pages, mut seen) = (0, 0);
         while let Some(body) = reply.next_page() {
             assert!(body.len() + HEAD <= UDP_MESSAGE);
@@ -246,9 +240,5 @@ mod tests {
             (pages, seen) = (pages + 1, seen + list.children.len());
         }
         assert!(pages > 3 && seen == 30, "{pages} {seen}");
-        // What is not counted comes whole.
-        let mut whole = PagedReply::new(profile, ListAnswer { counted: false, ..answer }, PageSize::new(None, false));
-        assert!(whole.next_page().unwrap().len() > UDP_MESSAGE);
-        assert_eq!(whole.next_page(), None);
     }
 }

@@ -1,17 +1,15 @@
 //! A device's answer in the words of the uplink that asked.
-//! Standard: [GB/T28181-2022 9.3, 9.5, A.2.6], [GB/T28181-2016 A.2.6].
+//! Standard: [GB/T28181-2022 9.3, 9.5, 9.7, A.2.6], [GB/T28181-2016 A.2.6].
 //! In: what was asked, and the answer of the channel's owner. Out: bodies, list answers. Pure.
-//! Invariants: CmdType, SN and DeviceID are the query's; the device's own code stands nowhere in it; what the device
-//! wrote is escaped anew, and an element whose name is none is left out; a failure has the shape of the answer due.
+//! Invariants: CmdType, SN and DeviceID are the query's; the device's own code of the channel stands nowhere in it; a
+//! failure has the shape of the answer due. Recordings come in pages; every other list is short and goes in one
+//! message, because few platforms put its parts together.
 
 use super::paged_reply::ListAnswer;
-use crate::proto::gb28181::{DeviceId, Profile, Version};
+use crate::proto::gb28181::{DeviceId, Profile};
+use crate::proto::manscdp::record::record_xml;
 use crate::proto::manscdp::response::query_error;
-use crate::proto::manscdp::xml::escape_into;
-use crate::proto::manscdp::{Element, Incoming, QueryKind, XmlWriter};
-
-/// What every body begins with.
-const HEAD: [&str; 3] = ["CmdType", "SN", "DeviceID"];
+use crate::proto::manscdp::{Element, Incoming, Policies, QueryKind, RecordItem, Respell, XmlWriter};
 
 /// A query of the uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,109 +49,79 @@ impl Asked {
         query_error(profile, &self.cmd_type, self.sn, &self.device_id)
     }
 
-    /// The device's own answer in one message.
+    /// The device's own answer in one message; the answer of a failure where it cannot be written.
     pub fn message(&self, profile: Profile, answer: &Incoming) -> Vec<u8> {
-        let rewrite = Rewrite { profile, theirs: &answer.device_id, ours: &self.device_id };
-        let mut w = XmlWriter::new();
-        w.open("Response").text("CmdType", &self.cmd_type).text("SN", self.sn).text("DeviceID", self.device_id);
-        for child in answer.element.children.iter().filter(|c| !HEAD.iter().any(|h| c.is(h))) {
-            rewrite.element(child, &mut w);
-        }
-        w.close("Response");
-        w.into_body(profile.charset())
+        let map_id = |id: &DeviceId| if *id == answer.device_id { self.device_id } else { *id };
+        let respell = Respell {
+            sn: self.sn,
+            device_id: self.device_id,
+            profile,
+            cmd_type: Some(&self.cmd_type),
+            map_id: &map_id,
+        };
+        respell.write(answer).unwrap_or_else(|e| {
+            tracing::warn!(cmd = %self.cmd_type, error = %e, "a device's answer cannot be passed on");
+            self.failed(profile)
+        })
     }
 
-    /// The device's list. None where the query's answer is no list.
-    pub fn list(&self, profile: Profile, head: &Incoming, items: &[Element]) -> Option<ListAnswer> {
-        let kind = self.kind()?;
-        let list = kind.answer_list()?;
-        let rewrite = Rewrite { profile, theirs: &head.device_id, ours: &self.device_id };
-        let mut before = XmlWriter::new();
-        let names: &[&str] = match kind {
-            QueryKind::RecordInfo => &["Name"],
-            QueryKind::CruiseTrackQuery => &["Number", "Name"],
-            _ => &[],
-        };
-        for name in names {
-            match head.element.child(name) {
-                Some(child) => rewrite.element(child, &mut before),
-                None if kind == QueryKind::RecordInfo => {
-                    before.text(name, &self.name);
-                }
-                None => {}
-            }
+    /// A list but that of recordings, put together again from its head and all its items.
+    pub fn whole(&self, profile: Profile, head: &Incoming, items: &[Element]) -> Vec<u8> {
+        let Some(name) = self.kind().and_then(QueryKind::answer_list) else { return self.failed(profile) };
+        let mut answer = head.clone();
+        let root = &mut answer.element;
+        root.children.retain(|c| !c.is("SumNum") && !c.is(name));
+        let text =
+            |name: &str, text: usize| Element { name: name.into(), text: text.to_string(), ..Element::default() };
+        if self.kind() != Some(QueryKind::PresetQuery) || profile.preset_sum_num() {
+            root.children.push(text("SumNum", items.len()));
         }
+        if self.kind() == Some(QueryKind::PresetQuery) || !items.is_empty() {
+            let attrs = vec![("Num".to_owned(), items.len().to_string())];
+            let children = items.to_vec();
+            root.children.push(Element { name: name.into(), attrs, children, ..Element::default() });
+        }
+        self.message(profile, &answer)
+    }
+
+    /// The device's recordings. None where something else was asked for.
+    pub fn recordings(&self, profile: Profile, head: &Incoming, items: &[Element]) -> Option<ListAnswer> {
+        if self.kind() != Some(QueryKind::RecordInfo) {
+            return None;
+        }
+        let mut before = XmlWriter::new();
+        before.text("Name", head.element.text_of("Name").unwrap_or(&self.name));
+        let mut policies = Policies::default();
         let items = items.iter().map(|item| {
-            let mut w = XmlWriter::new();
-            rewrite.element(item, &mut w);
-            w.into_string()
+            let mut item = RecordItem::read(item, &self.device_id, &mut policies);
+            item.device_id = self.device_id;
+            if item.recorder_id.as_deref() == Some(head.device_id.as_str()) {
+                item.recorder_id = Some(self.device_id.to_string());
+            }
+            item.record_location =
+                item.record_location.map(|id| if id == head.device_id { self.device_id } else { id });
+            record_xml(&item, profile)
         });
-        let presets = kind == QueryKind::PresetQuery;
+        let items = items.collect();
         Some(ListAnswer {
             cmd_type: self.cmd_type.clone(),
             sn: self.sn,
             device_id: self.device_id,
             before: before.into_string(),
-            list,
-            counted: !presets || profile.preset_sum_num(),
-            always: presets,
-            items: items.filter(|item| !item.is_empty()).collect(),
+            list: "RecordList",
+            items,
         })
     }
-}
-
-/// Writes elements of a device for an uplink.
-struct Rewrite<'a> {
-    profile: Profile,
-    /// The device's code of the channel.
-    theirs: &'a DeviceId,
-    /// The uplink's.
-    ours: &'a DeviceId,
-}
-
-impl Rewrite<'_> {
-    fn element(&self, e: &Element, w: &mut XmlWriter) {
-        if !is_name(&e.name) {
-            return;
-        }
-        // Free text changed its name with the edition [GB/T28181-2022 A.2.1].
-        let name = match e.children.is_empty() && (e.is("Info") || e.is("ExtraInfo")) {
-            true if self.profile.version() >= Version::V2022 => "ExtraInfo",
-            true => "Info",
-            false => e.name.as_str(),
-        };
-        let mut tag = format!("<{name}");
-        for (attribute, value) in e.attrs.iter().filter(|(attribute, _)| is_name(attribute)) {
-            tag.push_str(&format!(" {attribute}=\""));
-            escape_into(value, &mut tag);
-            tag.push('"');
-        }
-        w.raw(&tag).raw(">");
-        if e.children.is_empty() {
-            let text = if e.text == self.theirs.as_str() { self.ours.as_str() } else { &e.text };
-            let mut escaped = String::new();
-            escape_into(text, &mut escaped);
-            w.raw(&escaped);
-        } else {
-            w.raw("\r\n");
-            e.children.iter().for_each(|child| self.element(child, w));
-        }
-        w.close(name);
-    }
-}
-
-/// A name as the standard makes them; a device's may be anything its bytes gave.
-fn is_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::gb28181::Version;
     use crate::proto::manscdp::parse;
 
     const OURS: &str = "41130000581320000001";
+    const THEIRS: &str = "34020000001320000009";
 
     fn asked(cmd: &str) -> Asked {
         let device_id = DeviceId::parse(OURS).unwrap();
@@ -161,9 +129,8 @@ mod tests {
     }
 
     fn response(cmd: &str, inner: &str) -> Incoming {
-        let text = format!(
-            "<Response><CmdType>{cmd}</CmdType><SN>3</SN><DeviceID>34020000001320000009</DeviceID>{inner}</Response>"
-        );
+        let text =
+            format!("<Response><CmdType>{cmd}</CmdType><SN>3</SN><DeviceID>{THEIRS}</DeviceID>{inner}</Response>");
         parse(text.as_bytes(), None).unwrap()
     }
 
@@ -183,39 +150,49 @@ mod tests {
             let list = e.element.child("Alarmstatus").unwrap();
             assert_eq!((list.attr("Num"), list.children[0].text_of("DeviceID")), (Some("1"), Some(OURS)));
             assert_eq!(e.element.text_of(extension), Some("more"));
-            assert!(!String::from_utf8_lossy(&body).contains("34020000001320000009"));
+            assert!(!String::from_utf8_lossy(&body).contains(THEIRS));
         }
     }
 
     #[test]
-    fn names_that_are_none_are_left_out() {
+    fn what_cannot_be_written_is_a_failure() {
         let mut answer = response("DeviceInfo", "<Result>OK</Result>");
-        let hostile = Element { name: "a><b".into(), text: "x".into(), ..Element::default() };
-        answer.element.children.push(hostile.clone());
-        let odd = Element { name: "Model".into(), attrs: vec![("n\" x".into(), "\"><".into())], ..hostile };
-        answer.element.children.push(odd);
-        let body = String::from_utf8(asked("DeviceInfo").message(Profile::default(), &answer)).unwrap();
-        assert!(body.contains("<Model>x</Model>") && !body.contains("a><b"), "{body}");
-        assert!(parse(body.as_bytes(), None).is_ok());
+        answer.element.children.push(Element { name: "a><b".into(), text: "x".into(), ..Element::default() });
+        let asked = asked("DeviceInfo");
+        assert_eq!(asked.message(Profile::default(), &answer), asked.failed(Profile::default()));
     }
 
     #[test]
-    fn lists_have_the_shape_of_their_edition() {
+    fn recordings_are_the_channels_own() {
         let item = Element::parse(
-            b"<Item><DeviceID>34020000001320000009</DeviceID><Name>r</Name><StartTime>2026-11-23T08:00:00</StartTime></Item>",
+            b"<Item><DeviceID>34020000001320000009</DeviceID><Name>r</Name><StartTime>2026-11-23 8:00:00</StartTime>\
+              <RecorderID>34020000001320000009</RecorderID></Item>",
             None,
         )
         .unwrap();
-        let list = asked("RecordInfo").list(Profile::default(), &response("RecordInfo", ""), &[item]).unwrap();
+        let head = response("RecordInfo", "");
+        let list = asked("RecordInfo").recordings(Profile::default(), &head, &[item]).unwrap();
         assert_eq!((list.before.as_str(), list.list, list.sn), ("<Name>东门</Name>\r\n", "RecordList", 77));
-        assert!(list.items[0].contains(OURS) && list.counted && !list.always);
-        for (version, counted) in [(Version::V2016, false), (Version::V2022, true)] {
-            let presets = asked("PresetQuery").list(Profile::new(version), &response("PresetQuery", ""), &[]).unwrap();
-            assert!(presets.always && presets.counted == counted);
+        let xml = &list.items[0];
+        assert!(xml.contains(OURS) && !xml.contains(THEIRS) && xml.contains("2026-11-23T08:00:00"), "{xml}");
+        assert_eq!(asked("PresetQuery").recordings(Profile::default(), &head, &[]), None);
+    }
+
+    #[test]
+    fn other_lists_are_whole_and_have_the_shape_of_their_edition() {
+        let preset = Element::parse(b"<Item><PresetID>1</PresetID><PresetName>n</PresetName></Item>", None).unwrap();
+        let head = response("PresetQuery", "<SumNum>9</SumNum><PresetList Num=\"1\"><Item/></PresetList>");
+        for (version, sum_num) in [(Version::V2016, None), (Version::V2022, Some("2"))] {
+            let items = [preset.clone(), preset.clone()];
+            let body = asked("PersetQuery").whole(Profile::new(version), &head, &items);
+            let e = parse(&body, None).unwrap();
+            let list = e.element.child("PresetList").unwrap();
+            assert_eq!((list.children.len(), list.attr("Num"), e.element.text_of("SumNum")), (2, Some("2"), sum_num));
+            let none = asked("PresetQuery").whole(Profile::new(version), &head, &[]);
+            assert_eq!(parse(&none, None).unwrap().element.child("PresetList").unwrap().attr("Num"), Some("0"));
         }
-        let head = response("CruiseTrackQuery", "<Number>2</Number><Name>n</Name><SumNum>0</SumNum>");
-        let track = asked("CruiseTrackQuery").list(Profile::default(), &head, &[]).unwrap();
-        assert_eq!(track.before, "<Number>2</Number>\r\n<Name>n</Name>\r\n");
-        assert_eq!(asked("DeviceInfo").list(Profile::default(), &head, &[]), None);
+        let head = response("CruiseTrackQuery", "<Number>2</Number><Name>n</Name><SumNum>3</SumNum>");
+        let track = parse(&asked("CruiseTrackQuery").whole(Profile::default(), &head, &[]), None).unwrap();
+        assert_eq!((track.element.text_of("Number"), track.element.text_of("SumNum")), (Some("2"), Some("0")));
     }
 }

@@ -106,7 +106,7 @@ impl Link {
         }
     }
 
-    /// The same offer again is answered the same; a changed one is not built.
+    /// The same offer again is answered the same; a changed one is refused.
     pub(super) async fn on_reinvite(&mut self, tx: ServerTxId, request: Request, flow: Flow) {
         let Some(key) = self.call_for(&request) else {
             return self.respond(tx, &request, &flow, 481, "no such session").await;

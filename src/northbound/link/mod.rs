@@ -25,7 +25,7 @@ use super::call::{Call, CallInput, CallOutput, CallState};
 use super::invite::{self, Refusal, Wanted};
 use super::ladder::{Ladder, Rung};
 use super::message::{self, Allowed, Context, Then};
-use super::paged_reply::{HEAD, PageSize, PagedReply, UDP_MESSAGE};
+use super::paged_reply::{HEAD, ListAnswer, PageSize, PagedReply, UDP_MESSAGE};
 use super::relayed::Asked as AskedOf;
 use super::status::{CallStatus, UplinkStatus};
 use super::subscription::{Asked, DEFAULT_EXPIRES, MAX_EXPIRES, Subscription, Telling};

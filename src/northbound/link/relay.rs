@@ -162,28 +162,25 @@ impl Link {
 
     async fn on_queried(&mut self, relay: &Relay, result: Result<CommandAnswer, CommandError>) {
         let (profile, asked) = (self.profile, &relay.asked);
-        let list = match &result {
+        let body = match &result {
             Ok(CommandAnswer::List { head, items, complete }) => {
                 if !complete {
                     let channel = &relay.channel.id;
                     tracing::warn!(uplink = %self.user, cmd = %asked.cmd_type, %channel, items = items.len(),
                         "the device's list is not complete: what came of it is passed on");
                 }
-                asked.list(profile, head, items)
+                match asked.recordings(profile, head, items) {
+                    Some(list) => return self.start_reply(asked.device_id, list).await,
+                    None => asked.whole(profile, head, items),
+                }
             }
-            Ok(CommandAnswer::Message(answer)) if asked.is_list() => {
-                let list = QueryKind::parse(&asked.cmd_type).and_then(QueryKind::answer_list);
-                let items = list.and_then(|name| answer.element.child(name)).map_or(&[][..], |l| &l.children);
-                asked.list(profile, answer, items)
+            Ok(CommandAnswer::Message(answer)) => {
+                let items = answer.element.child("RecordList").map_or(&[][..], |l| &l.children);
+                match asked.recordings(profile, answer, items) {
+                    Some(list) => return self.start_reply(asked.device_id, list).await,
+                    None => asked.message(profile, answer),
+                }
             }
-            _ => None,
-        };
-        if let Some(list) = list {
-            let reply = PagedReply::new(profile, list, self.page_size());
-            return self.start_reply(asked.device_id, reply).await;
-        }
-        let body = match &result {
-            Ok(CommandAnswer::Message(answer)) => asked.message(profile, answer),
             Err(CommandError::Offline) if QueryKind::parse(&asked.cmd_type) == Some(QueryKind::DeviceStatus) => {
                 // That it is offline is the answer.
                 let state = crate::catalog::ChannelState { online: Some(false), ..relay.channel.state.clone() };

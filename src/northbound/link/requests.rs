@@ -352,12 +352,13 @@ impl Link {
         self.refresh_view();
         let view = Arc::clone(&self.view);
         let items = view.select(&device_id, &self.local_id);
-        let reply = PagedReply::catalog(self.profile, sn, device_id, &items, self.page_size());
-        self.start_reply(device_id, reply).await;
+        let list = ListAnswer::catalog(self.profile, sn, device_id, &items);
+        self.start_reply(device_id, list).await;
     }
 
     /// A new answer of the same kind for the same device supersedes the one under way.
-    pub(super) async fn start_reply(&mut self, device_id: DeviceId, reply: PagedReply) {
+    pub(super) async fn start_reply(&mut self, device_id: DeviceId, list: ListAnswer) {
+        let reply = PagedReply::new(self.profile, list, self.page_size());
         let superseded = self.replies.iter().find(|(_, old)| old.is_of(reply.cmd_type(), &device_id));
         let oldest = self.replies.iter().next().filter(|_| self.replies.len() >= MAX_REPLIES);
         if let Some(number) = superseded.or(oldest).map(|(number, _)| *number)
