@@ -5,6 +5,7 @@
 //! cameras and workers say TEARDOWN, then SIP, HTTP and the store close.
 
 use super::convert::{camera_config, catalog_item, table_config};
+use crate::alarm::{AlarmConfig, AlarmDeps, AlarmInbox, Alarms};
 use crate::catalog::{Area, Channel, ChannelState, Directory, DirectoryHandle};
 use crate::clock::{self, WallClock};
 use crate::config::{
@@ -91,6 +92,7 @@ pub struct Gateway {
     store: StoreHandle,
     metrics: Metrics,
     directory: DirectoryHandle,
+    alarms: AlarmInbox,
     hub: HubHandle,
     sip: SipHandle,
     ports: PortPool,
@@ -215,6 +217,23 @@ impl Gateway {
         let (directory_task, directory) = Directory::new();
         let token = media_scope.token();
         media_scope.spawn("directory", directory_task.run(token));
+        let deps = AlarmDeps {
+            store: store.clone(),
+            directory: directory.clone(),
+            metrics: metrics.clone(),
+            wall: wall.clone(),
+        };
+        let (alarm_task, alarms) = Alarms::new(AlarmConfig::default(), deps);
+        let mut alarm_task = Some(alarm_task);
+        store_scope.supervise("alarms", Policy::Fatal, move |token| {
+            let task = alarm_task.take();
+            async move {
+                match task {
+                    Some(task) => task.run(token).await.map_err(|e| e.to_string()),
+                    None => Err("the alarm service cannot be started twice".to_owned()),
+                }
+            }
+        });
 
         let (book, book_reader) = watch::channel(BTreeMap::new());
         let http_scope = root.child("http");
@@ -233,6 +252,7 @@ impl Gateway {
             store,
             metrics,
             directory,
+            alarms,
             hub,
             sip,
             ports,
@@ -362,6 +382,11 @@ impl Gateway {
     /// Channels.
     pub fn directory(&self) -> &DirectoryHandle {
         &self.directory
+    }
+
+    /// Where alarms come in.
+    pub fn alarms(&self) -> &AlarmInbox {
+        &self.alarms
     }
     /// Streams.
     pub fn hub(&self) -> &HubHandle {
@@ -543,6 +568,7 @@ impl Gateway {
     async fn put_link(&mut self, uplink: &Uplink) -> Result<(), StartError> {
         if !uplink.enabled {
             tracing::info!(uplink = %uplink.name, "not enabled");
+            self.alarms.remove_audience(&uplink.name);
             return Ok(());
         }
         if let Auto::Set(ip) = uplink.bind {
@@ -572,6 +598,7 @@ impl Gateway {
             hub: self.hub.clone(),
             directory: self.directory.clone(),
             store: self.store.clone(),
+            alarms: self.alarms.clone(),
             metrics: self.metrics.clone(),
             ports: self.ports.clone(),
             wall: self.wall.clone(),
@@ -655,6 +682,7 @@ impl Gateway {
         self.config.uplinks.retain(|u| !leaving.contains(&u.name.as_str()));
         for name in &changes.uplinks.removed {
             let _ = self.store.forget(&format!("uplink:{name}"));
+            self.alarms.remove_audience(name);
             summary.done.push(format!("uplink {name} removed"));
         }
         for id in &changes.cameras.removed {

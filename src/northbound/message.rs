@@ -106,7 +106,7 @@ pub fn answer(incoming: &Incoming, cx: &Context<'_>) -> Verdict {
         Root::Query => query(incoming, cx),
         Root::Control => control(incoming, cx),
         Root::Notify => notify(incoming, cx),
-        // Answers to what we sent (an alarm's Response comes here later): taken, never answered.
+        // Answers to what we sent (an alarm's Response among them): taken, never answered.
         Root::Response => Verdict::ok(Then::Nothing),
     }
 }

@@ -2,9 +2,11 @@
 //! gives out live streams.
 //!
 //! `link` is the actor; what it decides is in pure pieces beside it: `invite` (an INVITE's offer), `call` (a media
-//! session), `message` (answers to MESSAGE), `relayed` (a device's answers in our words), `paged_reply` (lists),
-//! `subscription` (catalogue notices), `ladder` (how far we got, and what to do). The registering itself is `proto::sip::registration`.
+//! session), `alarm_notify` (the alarm outbox), `message` (answers to MESSAGE), `relayed` (a device's answers in our
+//! words), `paged_reply` (lists), `subscription` (catalogue notices), `ladder` (how far we got, and what to do). The
+//! registering itself is `proto::sip::registration`.
 
+mod alarm_notify;
 mod call;
 mod invite;
 pub mod ladder;
@@ -17,6 +19,7 @@ mod subscription;
 
 pub use status::{CallStatus, UplinkBook, UplinkStatus};
 
+use crate::alarm::AlarmInbox;
 use crate::catalog::{DirectoryHandle, Share, ViewSpec};
 use crate::clock::WallClock;
 use crate::config::{Auto, MediaNetwork, ParentIds, Share as ConfigShare, Uplink};
@@ -119,8 +122,10 @@ pub struct LinkDeps {
     pub hub: HubHandle,
     /// Channels.
     pub directory: DirectoryHandle,
-    /// Learnt facts, audit.
+    /// Learnt facts, audit, the alarm outbox.
     pub store: StoreHandle,
+    /// Tells when there are new alarms, and hears to whom they are owed.
+    pub alarms: AlarmInbox,
     /// Counters.
     pub metrics: Metrics,
     /// Media ports.
@@ -165,6 +170,11 @@ const RESTART: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 /// Starts a link in `scope`. It says goodbye when the scope is cancelled; a link that fails is started anew, later each
 /// time.
 pub fn spawn(cfg: LinkConfig, deps: LinkDeps, scope: &Scope, seed: u64) {
+    // From now on, not only from when the link runs: a link that fails must not lose what happens meanwhile.
+    deps.metrics.add_uplink(&cfg.uplink.name);
+    if let Ok(local_id) = DeviceId::parse(cfg.uplink.local_id.as_str()) {
+        deps.alarms.set_audience(&cfg.uplink.name, cfg.view_spec(local_id, Version::V2016));
+    }
     let backoff = Backoff::try_new(RESTART.0, RESTART.1, 0.2).expect("the limits are in order and above zero");
     let mut round = 0u64;
     scope.supervise("link", Policy::Restart { backoff, seed }, move |token| {

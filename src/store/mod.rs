@@ -35,4 +35,6 @@ pub use mint::{Minted, SERIAL_MAX};
 pub use thread::{Location, REQUESTS_MAX, StoreConfig, StoreHandle};
 
 #[cfg(test)]
+mod alarm_tests;
+#[cfg(test)]
 mod tests;

@@ -121,6 +121,18 @@ impl StoreHandle {
         self.transact(|conn| Ok(conn.query_row("SELECT 1", [], |_| Ok(()))?)).await
     }
 
+    /// As a disk with no room for more than `more` further pages; `None`: with room.
+    #[cfg(test)]
+    pub(crate) async fn disk_room(&self, more: Option<i64>) -> Result<(), StoreError> {
+        self.transact(move |conn| {
+            let used: i64 = conn.pragma_query_value(None, "page_count", |row| row.get(0))?;
+            let pages = more.map_or(1_000_000, |more| used + more);
+            conn.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Runs `work` in the next batch; its result arrives after the commit, and only if the commit held.
     pub(super) async fn transact<T, F>(&self, work: F) -> Result<T, StoreError>
     where

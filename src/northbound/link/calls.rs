@@ -293,6 +293,7 @@ impl Link {
                 self.on_info_answered(key, (tx, request, flow), asked, result).await;
             }
             Job::Relayed { number, result } => self.on_relayed(number, result).await,
+            Job::AlarmRows { read, rows } => self.alarms.queue.loaded(clock::now(), read, rows),
             Job::KeyFrame { tx, request, flow, streams, recorded } => {
                 if recorded {
                     for stream in streams {

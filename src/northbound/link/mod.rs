@@ -6,8 +6,9 @@
 //! a camera, a disk or a peer: such answers come back as inputs of the loop.
 //! Bounds: `max_sessions` calls, [`MAX_SUBSCRIPTIONS`] subscriptions, [`MAX_REPLIES`] list answers at a time (a new query
 //! supersedes an old one of its kind and device), [`CLOSE_LIMIT`] for the goodbye.
-//! Files: `register`, `requests`, `relay`, `subscribe`, `calls`, `records`, `publish` hold the methods of their subject.
+//! Files: `alarms`, `register`, `requests`, `relay`, `subscribe`, `calls`, `records`, `publish` hold the methods of their subject.
 
+mod alarms;
 mod calls;
 mod publish;
 mod records;
@@ -16,11 +17,13 @@ mod relay;
 mod requests;
 mod subscribe;
 
+use alarms::Alarms;
 use calls::{CallEntry, stream_number, transport_name};
 use records::{Record, kind_word};
 use register::{contact, host_ip, host_port, profile_of, registration, route};
 use relay::{Control, Relay};
 
+use super::alarm_notify::Read;
 use super::call::{Call, CallInput, CallOutput, CallState};
 use super::invite::{self, Refusal, Wanted};
 use super::ladder::{Ladder, Rung};
@@ -59,7 +62,7 @@ use crate::proto::sip::message::{ConnId, Flow, Headers, Request, Response, Trans
 use crate::proto::sip::registration::{
     Answer, Kind, Reason, RedirectTarget, Registration, RegistrationConfig, RegistrationOutput, State,
 };
-use crate::store::{Actor, AuditEntry, Outcome};
+use crate::store::{Actor, AuditEntry, OutboxRow, Outcome, StoreError};
 use crate::transport::port_pool::{MediaSockets, PoolError, PortUse};
 use crate::transport::sip_driver::{PeerAddr, Route, UserId};
 use crate::transport::sockopt::local_ip_towards;
@@ -108,6 +111,7 @@ enum Pending {
     Reply,
     Notify { call_id: String },
     MediaStatus { key: u64 },
+    Alarm { seq: i64 },
     Bye,
 }
 
@@ -148,6 +152,10 @@ enum Job {
         number: u64,
         result: Result<CommandAnswer, CommandError>,
     },
+    AlarmRows {
+        read: Read,
+        rows: Result<Vec<OutboxRow>, StoreError>,
+    },
     Recorded,
 }
 
@@ -171,6 +179,7 @@ pub(super) struct Link {
     subscriptions: Vec<Subscription>,
     /// List answers under way, by number: what comes back for the page of a superseded one is of no interest.
     replies: BTreeMap<u64, PagedReply>,
+    alarms: Alarms,
     answers: u64,
     /// Controls that wait for their audit record, in the order they came.
     controls: VecDeque<Control>,
@@ -250,6 +259,7 @@ impl Link {
             calls: HashMap::new(),
             next_call: 1,
             subscriptions: Vec::new(),
+            alarms: Alarms::new(deps.alarms.news(), &mut rng),
             replies: BTreeMap::new(),
             answers: 0,
             controls: VecDeque::new(),
@@ -303,6 +313,7 @@ impl Link {
         self.registration.start(clock::now());
         loop {
             self.drain_registration().await;
+            self.serve_alarms(clock::now()).await;
             self.publish_soon(clock::now());
             if self.is_finished() {
                 break;
@@ -323,6 +334,7 @@ impl Link {
                 },
                 Some((sink, event)) = self.sink_events.recv() => self.on_sink(sink, event).await,
                 Some(job) = self.jobs.join_next() => if let Ok(job) = job { self.on_job(job).await },
+                Ok(()) = self.alarms.news.changed() => self.alarms.queue.news(),
                 Ok(()) = directory.changed() => self.on_directory(clock::now()),
                 () = sleep => self.on_timeout().await,
             }
@@ -351,6 +363,7 @@ impl Link {
             .next_timeout()
             .into_iter()
             .chain(self.subscriptions.iter().map(Subscription::next_timeout))
+            .chain(self.alarms_due())
             .chain(self.fault_due)
             .chain(self.slew_at)
             .chain(self.publish_due)
@@ -385,6 +398,7 @@ impl Link {
         for subscription in std::mem::take(&mut self.subscriptions) {
             self.terminate(subscription, "deactivated").await;
         }
+        self.end_alarm_subscriptions().await;
         self.registration.stop(now);
     }
 

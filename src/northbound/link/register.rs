@@ -50,6 +50,7 @@ impl Link {
         if registered {
             self.why.clear();
             self.restate(clock::now()).await;
+            self.alarms.queue.restart();
             self.ladder.ok(Rung::Registered, ms, format!("registered at {}", self.peer));
             tracing::info!(uplink = %self.user, platform = %self.cfg.uplink.server_id, server = %self.peer, "registered");
         } else {

@@ -79,6 +79,7 @@ impl Link {
             Pending::Page { answer } => self.next_page(answer, response.status < 300).await,
             Pending::Notify { call_id } => self.on_notified(&call_id, response.status < 300, now).await,
             Pending::MediaStatus { key } => self.on_finish_told(key, response.status < 300).await,
+            Pending::Alarm { seq } => self.on_alarm_answered(now, seq, Some(response.status)),
             Pending::Reply | Pending::Bye => {}
         }
     }
@@ -93,6 +94,7 @@ impl Link {
             Some(Pending::Page { answer }) => self.next_page(answer, false).await,
             Some(Pending::Notify { call_id }) => self.on_notified(&call_id, false, now).await,
             Some(Pending::MediaStatus { key }) => self.on_finish_told(key, false).await,
+            Some(Pending::Alarm { seq }) => self.on_alarm_answered(now, seq, None),
             Some(Pending::Reply | Pending::Bye) | None => {}
         }
     }
@@ -173,6 +175,7 @@ impl Link {
                 return self.refuse(tx, &request, &flow, &refusal).await;
             }
         };
+        self.on_alarm_response(&incoming);
         self.refresh_view();
         let snapshot = self.deps.directory.now();
         let verdict = {

@@ -1,5 +1,6 @@
-//! Catalogue subscriptions of the link: SUBSCRIBE in, NOTIFY out.
+//! Subscriptions of the link: SUBSCRIBE in, NOTIFY out; those to alarms go on in `alarms`.
 
+use super::alarms::is_alarm_query;
 use super::*;
 
 impl Link {
@@ -14,6 +15,9 @@ impl Link {
         if !event_known {
             return self.refuse_subscription(tx, &request, &flow, &event).await;
         }
+        if let Some(at) = self.alarm_subscription(&request) {
+            return self.refresh_alarm_subscription(now, tx, request, flow, at, expires).await;
+        }
         let at = self.subscriptions.iter().position(|s| s.dialog.matches(&request, strict) != DialogMatch::None);
         // After a restart of ours a refresh comes for a dialog we do not remember; with its query in it we can take it
         // up as it stands.
@@ -27,6 +31,9 @@ impl Link {
             Err(_) if known.is_some() && request.body.is_empty() => None,
             Err(refusal) => return self.refuse(tx, &request, &flow, &refusal).await,
         };
+        if let Some(incoming) = incoming.as_ref().filter(|i| at.is_none() && is_alarm_query(i)) {
+            return self.subscribe_alarms(now, tx, request, flow, event, expires, incoming).await;
+        }
         let catalog = incoming
             .as_ref()
             .is_none_or(|i| i.root == Root::Query && QueryKind::parse(&i.cmd_type) == Some(QueryKind::Catalog));
@@ -149,7 +156,7 @@ impl Link {
     }
 
     /// True for what a catalogue query would find something under.
-    fn can_watch(&self, id: &DeviceId) -> bool {
+    pub(super) fn can_watch(&self, id: &DeviceId) -> bool {
         *id == self.local_id
             || self.spec.civil_code.starts_with(id.as_str())
             || !self.view.select(id, &self.local_id).is_empty()
@@ -157,7 +164,7 @@ impl Link {
 
     async fn refuse_subscription(&self, tx: ServerTxId, request: &Request, flow: &Flow, what: &str) {
         let what = plain(what);
-        tracing::info!(uplink = %self.user, %what, "subscription refused: only Catalog is served");
+        tracing::info!(uplink = %self.user, %what, "subscription refused: only Catalog and Alarm are served");
         self.refuse(tx, request, flow, &Refusal::new(489, format!("subscription to {what} is not built yet"))).await;
     }
 
