@@ -16,7 +16,7 @@ use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{AlarmEvent, AlarmReset};
-use crate::catalog::{DirectoryHandle, DirectorySnapshot, ViewSpec};
+use crate::catalog::{Channel, DirectoryHandle, DirectorySnapshot, ViewSpec};
 use crate::clock::WallClock;
 use crate::metrics::{Metrics, OTHER, PeerLabel};
 use crate::store::{
@@ -308,7 +308,14 @@ impl Alarms {
 
     fn new_alarm(&self, event: AlarmEvent, snapshot: &DirectorySnapshot) -> NewAlarm {
         let channel = snapshot.channels.get(event.channel.as_str());
-        let owed = |spec: &ViewSpec| spec.local_id == event.channel || channel.is_some_and(|c| spec.shares(c));
+        // Of a device itself, or of something at it that is no channel: for all who see a channel of that device.
+        let node = snapshot.nodes.get(event.channel.as_str());
+        let device = node.map(|node| snapshot.root_of(&node.id));
+        let below = |c: &Channel| device.is_some() && c.parent.as_deref().map(|p| snapshot.root_of(p)) == device;
+        let sees = |spec: &ViewSpec| snapshot.channels.values().any(|c| below(c) && spec.shares(c));
+        let owed = |spec: &ViewSpec| {
+            spec.local_id == event.channel || channel.map_or_else(|| device.is_some() && sees(spec), |c| spec.shares(c))
+        };
         let audience = self.audience.borrow();
         let uplinks = audience.iter().filter(|(_, spec)| owed(spec)).map(|(name, _)| name.clone()).collect();
         drop(audience);

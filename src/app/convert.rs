@@ -171,6 +171,7 @@ fn class(device: &Device) -> DeviceClass {
         charset: charset(device.charset),
         catalog_interval: device.catalog_interval.duration(),
         catalog_subscribe: device.catalog_subscribe,
+        alarm_subscribe: device.alarm_subscribe,
         media: match device.media {
             DeviceMedia::Auto => MediaPolicy::Auto,
             DeviceMedia::TcpPassive => MediaPolicy::TcpPassive,

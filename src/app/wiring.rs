@@ -470,6 +470,7 @@ impl Gateway {
             hub: self.hub.clone(),
             directory: self.directory.clone(),
             store: self.store.clone(),
+            alarms: self.alarms.clone(),
             metrics: self.metrics.clone(),
             ports: self.ports.clone(),
             wall: self.wall.clone(),

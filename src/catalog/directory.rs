@@ -81,6 +81,21 @@ pub struct Area {
     pub code: Arc<str>,
 }
 
+impl DirectorySnapshot {
+    /// The topmost node above (or at) this one: the device a channel or node belongs to.
+    pub fn root_of<'a>(&'a self, id: &'a str) -> &'a str {
+        let mut at = id;
+        // The owner sees to it that there is no circle; a bound all the same.
+        for _ in 0..32 {
+            match self.nodes.get(at).and_then(|node| node.parent.as_deref()) {
+                Some(above) => at = above,
+                None => break,
+            }
+        }
+        at
+    }
+}
+
 /// All of it, at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct DirectorySnapshot {

@@ -101,6 +101,8 @@ pub struct Device {
     pub catalog_interval: Span,
     /// Whether we subscribe to its catalogue.
     pub catalog_subscribe: bool,
+    /// Whether we subscribe to its alarms; they are taken from MESSAGEs all the same.
+    pub alarm_subscribe: bool,
     /// How media comes.
     pub media: DeviceMedia,
     /// Whether an SSRC other than the one we asked for is taken.
@@ -130,6 +132,7 @@ impl Default for Device {
             keepalive_max_missed: 3,
             catalog_interval: Span::secs(1800),
             catalog_subscribe: true,
+            alarm_subscribe: true,
             media: DeviceMedia::Auto,
             ssrc: DeviceSsrc::Learn,
             plane: DevicePlane::Auto,

@@ -8,7 +8,7 @@ use menshen::proto::sdp::{MediaTransport, SessionKind};
 use menshen::proto::sip::message::Transport;
 use menshen::sim::check::play_and_check;
 use menshen::sim::device::{SimChannel, SimDevice, SimDeviceConfig};
-use menshen::sim::platform::InviteOptions;
+use menshen::sim::platform::{InviteOptions, PlatformEvent};
 use menshen::southbound::gb28181::DeviceState;
 use std::time::Duration;
 
@@ -208,5 +208,41 @@ async fn controls_and_queries_reach_the_device_and_its_answers_come_back() {
         assert_eq!(answer.device_id, channel, "{kind:?}");
         assert!(!answer.element.text_of("Result").is_some_and(|r| r == "ERROR"), "{answer:?}");
     }
+    gateway.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_reaches_every_platform_that_may_see_it_and_is_reset_from_there() {
+    let (first, second) = (platform().await, platform_of(SECOND).await);
+    let text = [
+        base(27),
+        uplink("psb", &first, ""),
+        uplink("county", &second, "share = [\"41130000581320000002\"]"),
+        device_section(""),
+    ]
+    .concat();
+    let gateway = gateway(&text).await;
+    let (a, b) = (first.handle(), second.handle());
+    registered(&a).await;
+    registered(&b).await;
+    let device = SimDevice::start(recorder(&gateway, 2)).await.unwrap();
+    shown(&gateway, 2).await;
+    let mut news = a.news();
+    let channel = device.handle().channels()[0].id;
+    device.handle().raise_alarm(&channel, 5, Some(6), "intrusion").await.unwrap();
+    device.handle().wait(SOON, "answered", |s| s.alarms_answered == 1).await.unwrap();
+    let alarm = async {
+        loop {
+            if let PlatformEvent::Alarm { device, alarm, .. } = news.recv().await.unwrap() {
+                return (device, alarm);
+            }
+        }
+    };
+    let (at, alarm) = tokio::time::timeout(SOON, alarm).await.expect("the alarm comes");
+    assert_eq!((at, alarm.method, alarm.alarm_type), (channel, 5, Some(6)));
+    let outcome = a.reset_alarm(&id(LOCAL), &channel, SOON).await.unwrap();
+    assert_eq!(outcome.status, 200);
+    device.handle().wait(SOON, "reset", |s| s.controls == 1).await.unwrap();
+    assert!(matches!(device.handle().controls()[0].control, DeviceControl::AlarmReset { .. }));
     gateway.shutdown().await;
 }

@@ -13,6 +13,7 @@ mod table;
 pub use status::{DeviceState, DeviceStatus, PendingStatus};
 pub use table::{DeviceTable, TableHandle};
 
+use crate::alarm::AlarmInbox;
 use crate::catalog::DirectoryHandle;
 use crate::clock::WallClock;
 use crate::media::{HubHandle, PlanePolicy};
@@ -55,6 +56,8 @@ pub struct DeviceClass {
     pub catalog_interval: Duration,
     /// Whether we subscribe to its catalogue.
     pub catalog_subscribe: bool,
+    /// Whether we subscribe to its alarms.
+    pub alarm_subscribe: bool,
     /// How media comes.
     pub media: MediaPolicy,
     /// Only the SSRC we asked for.
@@ -114,6 +117,8 @@ pub struct TableDeps {
     pub directory: DirectoryHandle,
     /// Bindings and codes.
     pub store: StoreHandle,
+    /// Where alarms go.
+    pub alarms: AlarmInbox,
     /// Counters.
     pub metrics: Metrics,
     /// Media ports.

@@ -4,6 +4,7 @@
 use super::calls::Purpose;
 use super::messages::{Query, Wanted};
 use super::*;
+use crate::alarm::AlarmReset;
 use crate::catalog::{CommandAnswer, RecordControl, RecordRequest, RecordSession};
 use crate::proto::manscdp::relay::{RelayError, Respell};
 use crate::proto::manscdp::{ChecksumPolicy, DeviceControl, Incoming, QueryKind, Root, device_control, query};
@@ -45,14 +46,12 @@ impl DeviceTable {
             Some(device) => (device.flow, device.profile),
             None => return drop(reply.send(Err(CommandError::Gone))),
         };
-        let due = match message.root {
-            Root::Query => true,
-            // A configuration is answered always; of controls, those the standard says [GB/T28181-2022 9.3.1].
-            _ => match device_control(&message, ChecksumPolicy::default()) {
-                Ok(control) => control.response_due(),
-                Err(_) => true,
-            },
-        };
+        // A configuration is answered always; of controls, those the standard says [GB/T28181-2022 9.3.1].
+        let due = message.root == Root::Query
+            || device_control(&message, ChecksumPolicy::default()).map_or(true, |control| {
+                self.reset_latch(channel, &control);
+                control.response_due()
+            });
         let sn = self.next_sn();
         let body = match self.respelt(&message, sn, own_id, profile) {
             Ok(body) => body,
@@ -74,6 +73,22 @@ impl DeviceTable {
         };
         let wanted = Wanted::Command { reply, list };
         self.ask(device_id, own_id, sn, message.cmd_type.clone(), wanted, request).await;
+    }
+
+    /// Whoever resets a device's alarm wants to hear of the next one, whatever the device makes of it
+    /// [GB/T28181-2022 A.2.3.1.6].
+    fn reset_latch(&mut self, channel: &Arc<str>, control: &DeviceControl) {
+        if let DeviceControl::AlarmReset { methods, alarm_type } = control {
+            let reset =
+                AlarmReset { channel: DeviceId::parse(channel).ok(), methods: methods.clone(), kind: *alarm_type };
+            let alarms = self.deps.alarms.clone();
+            self.jobs.spawn(async move {
+                if let Err(e) = alarms.reset(reset).await {
+                    tracing::warn!(error = %e, "an alarm's latch could not be reset");
+                }
+                Job::Nothing
+            });
+        }
     }
 
     /// The message in the device's words. Identifiers in it are of this channel or its neighbours, as the upper platform

@@ -10,7 +10,7 @@ use crate::proto::gb28181::IdKind;
 use crate::proto::gb28181::{Charset, Version};
 use crate::proto::manscdp::assembly::{Ending, Outcome};
 use crate::proto::manscdp::catalog::item_xml;
-use crate::proto::manscdp::request::CatalogQuery;
+use crate::proto::manscdp::request::{AlarmQuery, CatalogQuery};
 use crate::proto::manscdp::response::DeviceInfo;
 use crate::proto::manscdp::tree::CatalogTree;
 use crate::proto::manscdp::{CatalogItem, Element, Query as Question, QueryKind, Status, query};
@@ -19,6 +19,8 @@ use crate::store::NewItem;
 
 /// A subscription is asked for so long, and renewed at half of it [GB/T28181-2022 9.11.1: default 600 s].
 const SUBSCRIBE_FOR: Duration = Duration::from_secs(3600);
+/// Of the Event header of catalogue subscriptions: a device has one of ours.
+const EVENT_ID: u32 = 1;
 /// A catalogue that failed is asked for again after this.
 const RETRY: Duration = Duration::from_secs(60);
 /// News that demand the whole catalogue come in bursts.
@@ -36,15 +38,33 @@ pub(super) struct Item {
     parent: Option<DeviceId>,
 }
 
-/// How news of a catalogue come.
+/// What we subscribe to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Topic {
+    Catalog,
+    Alarm,
+}
+
+impl Topic {
+    pub(super) const ALL: [Topic; 2] = [Topic::Catalog, Topic::Alarm];
+
+    fn question(self) -> Question {
+        match self {
+            Topic::Catalog => Question::Catalog(CatalogQuery::default()),
+            Topic::Alarm => Question::Alarm(AlarmQuery::default()),
+        }
+    }
+}
+
+/// A subscription of ours at a device.
 #[derive(Debug, Default)]
-enum News {
-    #[default]
-    Polling,
-    /// The device said yes; no NOTIFY has come yet.
-    Subscribed(Box<Dialog>),
+struct Subscription {
+    /// The device said yes.
+    dialog: Option<Box<Dialog>>,
     /// A NOTIFY has come.
-    Verified(Box<Dialog>),
+    heard: bool,
+    /// Tells old timers from new ones.
+    round: u32,
 }
 
 /// What is known of a device's catalogue.
@@ -53,10 +73,9 @@ pub(super) struct Inventory {
     items: BTreeMap<DeviceId, Item>,
     /// What it told of itself.
     pub(super) told: DeviceInfo,
-    news: News,
+    subscriptions: [Subscription; 2],
     /// Tells old timers from new ones.
     round: u32,
-    subscription_round: u32,
     pub(super) had_at_ms: Option<i64>,
     pub(super) policies: Vec<&'static str>,
     pub(super) failure: String,
@@ -75,39 +94,40 @@ impl Inventory {
     }
 
     pub(super) fn mode(&self) -> &'static str {
-        match self.news {
-            News::Polling => "polling",
-            News::Subscribed(_) => "subscribed",
-            News::Verified(_) => "subscription",
+        let news = &self.subscriptions[Topic::Catalog as usize];
+        match (&news.dialog, news.heard) {
+            (None, _) => "polling",
+            (Some(_), false) => "subscribed",
+            (Some(_), true) => "subscription",
         }
     }
 
     pub(super) fn unsubscribe(&mut self) {
-        self.news = News::Polling;
-        self.subscription_round += 1;
+        for topic in Topic::ALL {
+            self.end_subscription(topic);
+        }
         self.round += 1;
     }
 
-    fn dialog(&mut self) -> Option<&mut Dialog> {
-        match &mut self.news {
-            News::Polling => None,
-            News::Subscribed(dialog) | News::Verified(dialog) => Some(dialog),
-        }
+    fn end_subscription(&mut self, topic: Topic) {
+        let subscription = &mut self.subscriptions[topic as usize];
+        subscription.dialog = None;
+        subscription.heard = false;
+        subscription.round += 1;
     }
 
-    pub(super) fn is_dialog(&self, request: &Request) -> bool {
-        let dialog = match &self.news {
-            News::Polling => return false,
-            News::Subscribed(dialog) | News::Verified(dialog) => dialog,
-        };
-        request.headers.call_id() == Some(dialog.call_id())
+    /// The subscription a NOTIFY belongs to; it works, then.
+    pub(super) fn notified(&mut self, request: &Request) -> Option<Topic> {
+        let call_id = request.headers.call_id()?;
+        let of = |s: &Subscription| s.dialog.as_ref().is_some_and(|dialog| dialog.call_id() == call_id);
+        let topic = Topic::ALL.into_iter().find(|t| of(&self.subscriptions[*t as usize]))?;
+        self.subscriptions[topic as usize].heard = true;
+        Some(topic)
     }
 
-    /// A NOTIFY has come: the subscription works.
-    pub(super) fn heard(&mut self) {
-        if let News::Subscribed(dialog) = std::mem::take(&mut self.news) {
-            self.news = News::Verified(dialog);
-        }
+    /// The code of ours for what a device names: one of its items, or the device itself.
+    pub(super) fn code_of(&self, own_id: &DeviceId) -> Option<Arc<str>> {
+        self.items.get(own_id).map(|item| item.code.clone())
     }
 
     /// True when that is news.
@@ -346,8 +366,12 @@ impl DeviceTable {
         self.tell_states(&id).await;
         if online {
             self.catalog_after(id, if plan.whole { class.catalog_interval } else { RETRY });
-            if class.catalog_subscribe {
-                self.subscribe(id).await;
+            let topics = [(Topic::Catalog, class.catalog_subscribe), (Topic::Alarm, class.alarm_subscribe)];
+            for (topic, _) in topics.into_iter().filter(|(_, wanted)| *wanted) {
+                let there = |d: &Device| d.inventory.subscriptions[topic as usize].dialog.is_some();
+                if !self.devices.get(&id).is_some_and(there) {
+                    self.subscribe(id, topic).await;
+                }
             }
         }
     }
@@ -440,59 +464,66 @@ impl DeviceTable {
     // ---- subscription ----
 
     /// Subscribes, or renews. A device that refuses is polled.
-    async fn subscribe(&mut self, id: DeviceId) {
+    async fn subscribe(&mut self, id: DeviceId, topic: Topic) {
         let Some(device) = self.devices.get_mut(&id) else { return };
         let (flow, profile) = (device.flow, device.profile);
-        let renewed = device.inventory.dialog().map(|dialog| dialog.request("SUBSCRIBE"));
+        let dialog = device.inventory.subscriptions[topic as usize].dialog.as_mut();
+        let renewed = dialog.map(|dialog| dialog.request("SUBSCRIBE"));
         let sn = self.next_sn();
-        let body = query::query(profile, sn, &id, &Question::Catalog(CatalogQuery::default()));
+        let body = query::query(profile, sn, &id, &topic.question());
         let mut request = match renewed {
             Some(request) => request,
-            None => {
-                let mut request = self.request(&flow, "SUBSCRIBE", &id);
-                request.headers.push("Event", profile.catalog_event(sn));
-                request
-            }
+            None => self.request(&flow, "SUBSCRIBE", &id),
         };
-        if request.headers.get("Event").is_none() {
-            request.headers.push("Event", profile.catalog_event(sn));
-        }
+        let event = match topic {
+            // One id for all of a subscription's life.
+            Topic::Catalog => profile.catalog_event(EVENT_ID),
+            Topic::Alarm => "presence".to_owned(),
+        };
+        request.headers.push("Event", event);
         request.headers.push("Contact", self.contact(&flow));
         request.headers.push("Expires", SUBSCRIBE_FOR.as_secs().to_string());
         request.headers.push("Content-Type", "Application/MANSCDP+xml");
         request.body = body.into();
-        let pending = Pending::Subscribe { device: id, request: Box::new(request.clone()) };
+        let pending = Pending::Subscribe { device: id, topic, request: Box::new(request.clone()) };
         let _ = self.send(flow, request, pending).await;
     }
 
-    pub(super) fn on_subscribed(&mut self, id: DeviceId, request: &Request, response: &Response, flow: Flow) {
+    pub(super) fn on_subscribed(
+        &mut self,
+        id: DeviceId,
+        topic: Topic,
+        request: &Request,
+        response: &Response,
+        flow: Flow,
+    ) {
         if response.status >= 300 {
-            return self.subscription_failed(id, response.status);
+            return self.subscription_failed(id, topic, response.status);
         }
         let Some(device) = self.devices.get_mut(&id) else { return };
         let granted = response.headers.expires().map_or(SUBSCRIBE_FOR, |s| Duration::from_secs(u64::from(s)));
-        if device.inventory.dialog().is_none() {
+        let subscription = &mut device.inventory.subscriptions[topic as usize];
+        if subscription.dialog.is_none() {
             match Dialog::uac(request, response, flow) {
-                Ok(dialog) => device.inventory.news = News::Subscribed(Box::new(dialog)),
-                Err(_) => return self.subscription_failed(id, response.status),
+                Ok(dialog) => subscription.dialog = Some(Box::new(dialog)),
+                Err(_) => return self.subscription_failed(id, topic, response.status),
             }
         }
-        device.inventory.subscription_round += 1;
-        let round = device.inventory.subscription_round;
-        self.after(granted.clamp(Duration::from_secs(30), SUBSCRIBE_FOR) / 2, Timer::Subscription(id, round));
+        subscription.round += 1;
+        let round = subscription.round;
+        self.after(granted.clamp(Duration::from_secs(30), SUBSCRIBE_FOR) / 2, Timer::Subscription(id, topic, round));
     }
 
-    pub(super) fn subscription_failed(&mut self, id: DeviceId, status: u16) {
+    pub(super) fn subscription_failed(&mut self, id: DeviceId, topic: Topic, status: u16) {
         if let Some(device) = self.devices.get_mut(&id) {
-            tracing::info!(device = %id, status, "no subscription to its catalogue: it is polled");
-            device.inventory.news = News::Polling;
-            device.inventory.subscription_round += 1;
+            tracing::info!(device = %id, ?topic, status, "no subscription: its catalogue is polled, alarms come by MESSAGE");
+            device.inventory.end_subscription(topic);
         }
     }
 
-    pub(super) async fn subscription_due(&mut self, id: DeviceId, round: u32) {
-        if self.devices.get(&id).is_some_and(|d| d.inventory.subscription_round == round) {
-            self.subscribe(id).await;
+    pub(super) async fn subscription_due(&mut self, id: DeviceId, topic: Topic, round: u32) {
+        if self.devices.get(&id).is_some_and(|d| d.inventory.subscriptions[topic as usize].round == round) {
+            self.subscribe(id, topic).await;
         }
     }
 }

@@ -2,11 +2,12 @@
 //! Standard: [GB/T28181-2022 9.3, 9.4, 9.5, 9.6, 9.11]: 200 means received; what it is good for comes after.
 
 use super::*;
+use crate::alarm::AlarmEvent;
 use crate::catalog::CommandAnswer;
 use crate::proto::manscdp::assembly::{Assembly, AssemblyLimits, Chunk, Keyed, Progress};
 use crate::proto::manscdp::catalog::{CatalogResponse, read_catalog_notify};
 use crate::proto::manscdp::policy::Policies;
-use crate::proto::manscdp::response::DeviceInfo;
+use crate::proto::manscdp::response::{self, DeviceInfo};
 use crate::proto::manscdp::{self, CatalogItem, Element, Incoming, Root, notify};
 use crate::proto::sip::header;
 
@@ -133,6 +134,7 @@ impl DeviceTable {
                 self.record_finished(request.headers.call_id(), &incoming.device_id, &device);
             }
             Root::Notify if incoming.is(Root::Notify, "Catalog") => self.on_catalog_news(device, &incoming).await,
+            Root::Notify if incoming.is(Root::Notify, "Alarm") => self.on_alarm(device, &incoming),
             Root::Notify => {
                 tracing::debug!(%device, cmd = %incoming.cmd_type, "Notify of a device that has no taker");
             }
@@ -143,29 +145,53 @@ impl DeviceTable {
     }
 
     pub(super) async fn on_notify(&mut self, tx: ServerTxId, request: Request, flow: Flow, device: DeviceId) {
-        let ours = self.devices.get(&device).is_some_and(|d| d.inventory.is_dialog(&request));
-        if !ours {
+        let Some(topic) = self.devices.get_mut(&device).and_then(|d| d.inventory.notified(&request)) else {
             return self.respond(tx, &request, &flow, 481, "no such subscription").await;
-        }
+        };
         self.respond(tx, &request, &flow, 200, "").await;
         let over = request
             .headers
             .get("Subscription-State")
             .is_some_and(|s| s.trim_start().get(..10).is_some_and(|word| word.eq_ignore_ascii_case("terminated")));
-        if let Some(d) = self.devices.get_mut(&device) {
-            d.inventory.heard();
-        }
         if let Ok(incoming) = manscdp::parse(&request.body, None) {
             match incoming.root {
                 Root::Notify if incoming.is(Root::Notify, "Catalog") => self.on_catalog_news(device, &incoming).await,
+                Root::Notify if incoming.is(Root::Notify, "Alarm") => self.on_alarm(device, &incoming),
                 // 2016's sample: a whole answer inside a NOTIFY.
                 Root::Response => self.on_answer(device, incoming, request.body.len()).await,
                 _ => {}
             }
         }
         if over {
-            self.subscription_failed(device, 0);
+            self.subscription_failed(device, topic, 0);
         }
+    }
+
+    /// An alarm: kept first, then answered, so that nothing a device believes delivered is lost [GB/T28181-2022 9.4].
+    fn on_alarm(&mut self, device: DeviceId, incoming: &Incoming) {
+        let subject = incoming.device_id;
+        let Some(alarm) = notify::Alarm::read(incoming) else {
+            return tracing::warn!(%device, channel = %subject, "an alarm without priority, method or time: not answered");
+        };
+        let code = self.devices.get(&device).and_then(|d| d.inventory.code_of(&subject));
+        // Of the device itself, or of a zone its catalogue does not show: then it is the device's.
+        let channel = code.and_then(|code| DeviceId::parse(&code).ok()).unwrap_or(device);
+        let event = AlarmEvent::of(channel, subject, incoming.sn, alarm, self.now_ms());
+        let receipt = self.deps.alarms.submit(event);
+        let sn = incoming.sn;
+        self.jobs.spawn(async move { Job::Alarm { device, subject, sn, receipt: receipt.await } });
+    }
+
+    /// The alarm is on the disk: the device may forget it.
+    pub(super) async fn alarm_kept(&mut self, device: DeviceId, subject: DeviceId, sn: u32, receipt: Receipt) {
+        if let Receipt::Refused(why) = &receipt {
+            tracing::warn!(%device, channel = %subject, error = %why, "an alarm was not taken: the device sends it again");
+            return;
+        }
+        let Some((flow, profile)) = self.devices.get(&device).map(|d| (d.flow, d.profile)) else { return };
+        let body = response::result(profile, "Alarm", sn, &subject, true);
+        let request = self.message(&flow, &device, body);
+        let _ = self.send(flow, request, Pending::Message { device, sn: None }).await;
     }
 
     /// News of a catalogue: states at once, the rest by asking for the whole.

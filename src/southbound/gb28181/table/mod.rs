@@ -14,11 +14,12 @@ mod messages;
 mod register;
 
 use calls::CallEntry;
-use inventory::Inventory;
+use inventory::{Inventory, Topic};
 use messages::Query;
 
 use super::status::{DeviceState, DeviceStatus, PendingStatus};
 use super::{DeviceClass, TableConfig, TableDeps};
+use crate::alarm::Receipt;
 use crate::catalog::{ChannelCommand, CommandError, CommandHandle, RecordControl};
 use crate::clock;
 use crate::media::{ReceiveEvent, SourceHandle, SourceRequest, StreamKey};
@@ -111,6 +112,7 @@ enum Pending {
     },
     Subscribe {
         device: DeviceId,
+        topic: Topic,
         request: Box<Request>,
     },
     Info {
@@ -125,7 +127,7 @@ enum Timer {
     Query(u32),
     Assembly(u32),
     Catalog(DeviceId, u32),
-    Subscription(DeviceId, u32),
+    Subscription(DeviceId, Topic, u32),
     Call(u64, u32),
     Flush,
     Figures,
@@ -135,6 +137,7 @@ enum Timer {
 /// What comes back from the store.
 enum Job {
     Kept { device: DeviceId, plan: Box<inventory::Plan>, codes: Result<Vec<String>, StoreError> },
+    Alarm { device: DeviceId, subject: DeviceId, sn: u32, receipt: Receipt },
     Nothing,
 }
 
@@ -314,6 +317,7 @@ impl DeviceTable {
     async fn on_job(&mut self, job: Job) {
         match job {
             Job::Kept { device, plan, codes } => self.catalog_kept(device, *plan, codes).await,
+            Job::Alarm { device, subject, sn, receipt } => self.alarm_kept(device, subject, sn, receipt).await,
             Job::Nothing => {}
         }
     }
@@ -338,7 +342,7 @@ impl DeviceTable {
                 Timer::Query(sn) => self.query_overdue(sn).await,
                 Timer::Assembly(sn) => self.assembly_overdue(now, sn).await,
                 Timer::Catalog(device, round) => self.catalog_due(device, round).await,
-                Timer::Subscription(device, round) => self.subscription_due(device, round).await,
+                Timer::Subscription(device, topic, round) => self.subscription_due(device, topic, round).await,
                 Timer::Call(token, n) => self.feed(token, super::call::CallInput::Timer(n)).await,
                 Timer::Flush => self.flush(),
                 Timer::Figures => self.count_devices(),
@@ -420,7 +424,9 @@ impl DeviceTable {
                 let _ = reply.send(answer);
             }
             Pending::Invite { token, request } => self.on_invite_answer(token, *request, response, flow).await,
-            Pending::Subscribe { device, request } => self.on_subscribed(device, &request, &response, flow),
+            Pending::Subscribe { device, topic, request } => {
+                self.on_subscribed(device, topic, &request, &response, flow);
+            }
             Pending::Info { reply } => {
                 let _ = reply.send(Ok((response.status, response.body)));
             }
@@ -433,7 +439,7 @@ impl DeviceTable {
             Some(Pending::Message { device, sn }) => self.message_refused(device, sn, 408).await,
             Some(Pending::Control { reply }) => drop(reply.send(Err(CommandError::Timeout))),
             Some(Pending::Invite { token, .. }) => self.on_invite_failed(token, 408, "it did not answer").await,
-            Some(Pending::Subscribe { device, .. }) => self.subscription_failed(device, 408),
+            Some(Pending::Subscribe { device, topic, .. }) => self.subscription_failed(device, topic, 408),
             Some(Pending::Info { reply }) => drop(reply.send(Err(CommandError::Timeout))),
             Some(Pending::Goodbye) | None => {}
         }
