@@ -18,7 +18,9 @@ use crate::proto::sip::message::Transport;
 use crate::sim::check::{CheckRow, parse_transport, play_and_check, table_head, table_row};
 use crate::sim::clip::{Clip, ClipLibrary};
 use crate::sim::device::{DeviceArgs, DeviceHandle, SimChannel, SimDevice, SimDeviceConfig, run_device};
-use crate::sim::platform::{InviteOptions, PlatformArgs, PlatformHandle, SimPlatform, SimPlatformConfig, run_platform};
+use crate::sim::platform::{
+    InviteOptions, PlatformArgs, PlatformEvent, PlatformHandle, SimPlatform, SimPlatformConfig, run_platform,
+};
 use crate::sim::rtsp_camera::{Account, Mount, SimCamera, SimCameraConfig};
 use std::future::Future;
 use std::io::IsTerminal;
@@ -320,7 +322,40 @@ async fn records(
         if reached { "the camera got it" } else { "the camera never got it" }
     ));
     ok &= outcome.status == 200 && reached;
-    Ok(ok)
+    Ok(alarm(platform, device, local_id, channel).await? && ok)
+}
+
+/// An alarm of the recorder, and its reset from above.
+async fn alarm(
+    platform: &PlatformHandle,
+    device: &DeviceHandle,
+    local_id: &DeviceId,
+    channel: &SimChannel,
+) -> Result<bool, Failure> {
+    let mut news = platform.news();
+    device.raise_alarm(&channel.id, 2, Some(1), "演示报警").await.map_err(failed)?;
+    let came = async {
+        loop {
+            match news.recv().await {
+                Ok(PlatformEvent::Alarm { device, alarm, .. }) if device == channel.id => return Some(alarm),
+                Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(_) => return None,
+            }
+        }
+    };
+    let came = tokio::time::timeout(STEP, came).await.ok().flatten();
+    let answered = device.wait(STEP, "alarms answered", |s| s.alarms_answered == s.alarms).await.is_ok();
+    let before = device.snapshot().controls;
+    let reset = platform.reset_alarm(local_id, &channel.id, STEP).await.map_err(failed)?;
+    let reached = device.wait(STEP, "reset", |s| s.controls > before).await.is_ok();
+    say(format_args!(
+        "alarm     {}; {}; reset answered {}, {}",
+        came.as_ref().map_or("never came".to_owned(), |a| format!("came, method {}", a.method)),
+        if answered { "acknowledged to the recorder" } else { "never acknowledged" },
+        reset.status,
+        if reached { "the recorder got it" } else { "the recorder never got it" }
+    ));
+    Ok(came.is_some() && answered && reset.status == 200 && reached)
 }
 
 /// `/h264` of `rtsp://127.0.0.1:18554/h264`.

@@ -787,7 +787,11 @@ fn bind_sip(
     let hooks = Hooks {
         trace: Some(trace.hook()),
         on_message: Some(Arc::new(move |m| {
-            let peer = m.user.as_ref().map_or_else(metrics::PeerLabel::other, |u| seen.peer(u.as_str()));
+            let peer = match m.user.as_ref().map(|u| u.as_str()) {
+                None => metrics::PeerLabel::other(),
+                Some(console::trace::DEVICES) => metrics::PeerLabel::devices(),
+                Some(uplink) => seen.peer(uplink),
+            };
             let direction = match m.direction {
                 sip_driver::Direction::In => metrics::Direction::In,
                 sip_driver::Direction::Out => metrics::Direction::Out,

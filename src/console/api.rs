@@ -254,16 +254,41 @@ pub(super) async fn trace(State(app): State<Arc<App>>, name: Named, query: Asked
                     None if configured => crate::proto::pcap::PcapWriter::new().finish(),
                     None => return Err(ApiError::UnknownUplink),
                 };
-                let disposition = format!("attachment; filename=\"menshen-{}.pcap\"", file_name(&name));
-                let headers = [
-                    (header::CONTENT_TYPE, "application/vnd.tcpdump.pcap".to_owned()),
-                    (header::CONTENT_DISPOSITION, disposition),
-                ];
-                Ok((headers, Body::from(file)).into_response())
+                Ok(capture(&name, file))
             }
         }
     })
     .await?
+}
+
+/// `/api/v1/devices/{id}/trace`: of a device that is, or was, registered.
+pub(super) async fn device_trace(State(app): State<Arc<App>>, id: Named, query: Asked<TraceQuery>) -> Answer {
+    let (id, format) = (named(id)?, asked(query)?.format);
+    let table = app.deps.devices.borrow().clone();
+    let (devices, _) = match table {
+        Some(table) => table.snapshot().await,
+        None => Default::default(),
+    };
+    let device = devices.into_iter().find(|d| d.id == id).ok_or(ApiError::UnknownDevice)?;
+    let source = device.source.parse().map_err(|_| ApiError::UnknownDevice)?;
+    blocking(move || {
+        let trace = &app.deps.trace;
+        Ok(match format {
+            TraceFormat::Json => {
+                let items = trace.device_messages(&id, source);
+                Json(json!({ "count": items.len(), "items": items })).into_response()
+            }
+            TraceFormat::Pcap => capture(&id, trace.device_pcap(&id, source)),
+        })
+    })
+    .await?
+}
+
+fn capture(name: &str, file: Vec<u8>) -> Response {
+    let disposition = format!("attachment; filename=\"menshen-{}.pcap\"", file_name(name));
+    let headers =
+        [(header::CONTENT_TYPE, "application/vnd.tcpdump.pcap".to_owned()), (header::CONTENT_DISPOSITION, disposition)];
+    (headers, Body::from(file)).into_response()
 }
 
 /// Letters, digits, `-` and `_` of a name: nothing that means something to a shell, a path or a header.

@@ -15,6 +15,8 @@ pub(super) enum ApiError {
     NotFound,
     #[error("no uplink of this name: see /api/v1/uplinks")]
     UnknownUplink,
+    #[error("no device of this code has registered: see /api/v1/devices")]
+    UnknownDevice,
     #[error("only GET and HEAD are possible")]
     MethodNotAllowed,
     #[error("the query cannot be understood: see /api/v1/openapi.json for its parameters")]
@@ -46,6 +48,7 @@ impl ApiError {
         match self {
             ApiError::NotFound => "not_found",
             ApiError::UnknownUplink => "unknown_uplink",
+            ApiError::UnknownDevice => "unknown_device",
             ApiError::MethodNotAllowed => "method_not_allowed",
             ApiError::BadQuery => "bad_query",
             ApiError::UriTooLong => "uri_too_long",
@@ -60,7 +63,7 @@ impl ApiError {
 
     fn status(&self) -> StatusCode {
         match self {
-            ApiError::NotFound | ApiError::UnknownUplink => StatusCode::NOT_FOUND,
+            ApiError::NotFound | ApiError::UnknownUplink | ApiError::UnknownDevice => StatusCode::NOT_FOUND,
             ApiError::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             ApiError::BadQuery => StatusCode::BAD_REQUEST,
             ApiError::UriTooLong => StatusCode::URI_TOO_LONG,

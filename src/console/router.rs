@@ -61,6 +61,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
         ("/api/v1/uplinks/{name}/trace", get(api::trace)),
         ("/api/v1/uplinks/{name}/catalog", get(api::catalog)),
         ("/api/v1/devices", get(api::devices)),
+        ("/api/v1/devices/{id}/trace", get(api::device_trace)),
         ("/api/v1/channels", get(api::channels)),
         ("/api/v1/streams", get(api::streams)),
         ("/api/v1/audit", get(api::audit)),

@@ -19,6 +19,10 @@ use std::time::Duration;
 
 /// Messages kept of one uplink: a registration, its keepalives of an hour and the calls in between.
 pub const RING_MESSAGES: usize = 200;
+/// Messages kept of all devices together: there can be thousands of them, and one is looked at at a time.
+pub const DEVICE_MESSAGES: usize = 2000;
+/// The ring of devices that register with us; no uplink may have this name.
+pub const DEVICES: &str = "devices";
 /// Bytes kept of one message; a page of a catalogue over UDP is much shorter.
 pub const MESSAGE_BYTES: usize = 8 << 10;
 /// Rings kept: more uplinks than anybody has. What comes for more goes to [`OTHER`].
@@ -110,7 +114,9 @@ impl TraceStore {
             Some(ring) => ring,
             None => rings.entry(name.into()).or_default(),
         };
-        if ring.len() == RING_MESSAGES {
+        let most =
+            if record.user.as_ref().is_some_and(|u| u.as_str() == DEVICES) { DEVICE_MESSAGES } else { RING_MESSAGES };
+        if ring.len() >= most {
             ring.pop_front();
         }
         ring.push_back(kept);
@@ -126,24 +132,25 @@ impl TraceStore {
         Some(self.ring(uplink)?.iter().map(|kept| kept.show()).collect())
     }
 
+    /// The messages of one device: from or to the address it registered from, or naming its code. Oldest first.
+    pub fn device_messages(&self, id: &str, source: SocketAddr) -> Vec<TraceMessage> {
+        self.device_ring(id, source).iter().map(|kept| kept.show()).collect()
+    }
+
+    /// The same as a capture file for Wireshark.
+    pub fn device_pcap(&self, id: &str, source: SocketAddr) -> Vec<u8> {
+        capture(&self.device_ring(id, source))
+    }
+
+    fn device_ring(&self, id: &str, source: SocketAddr) -> Vec<Arc<Kept>> {
+        let mut ring = self.ring(DEVICES).unwrap_or_default();
+        ring.retain(|kept| kept.peer == source || memchr::memmem::find(&kept.bytes, id.as_bytes()).is_some());
+        ring
+    }
+
     /// The same as a capture file for Wireshark; `None` when there never was any.
     pub fn pcap(&self, uplink: &str) -> Option<Vec<u8>> {
-        let mut writer = PcapWriter::new();
-        for kept in self.ring(uplink)? {
-            let (from, to) = match kept.direction {
-                Direction::In => (kept.peer, kept.local),
-                Direction::Out => (kept.local, kept.peer),
-            };
-            writer.push(&Packet {
-                at: kept.at,
-                carrier: if kept.transport == Transport::Udp { Carrier::Udp } else { Carrier::Tcp },
-                from,
-                to,
-                payload: &kept.bytes,
-                size: kept.size,
-            });
-        }
-        Some(writer.finish())
+        Some(capture(&self.ring(uplink)?))
     }
 
     fn ring(&self, uplink: &str) -> Option<Vec<Arc<Kept>>> {
@@ -154,6 +161,25 @@ impl TraceStore {
         // Nothing is left half done inside; a panic elsewhere must not take the trace away.
         self.rings.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn capture(ring: &[Arc<Kept>]) -> Vec<u8> {
+    let mut writer = PcapWriter::new();
+    for kept in ring {
+        let (from, to) = match kept.direction {
+            Direction::In => (kept.peer, kept.local),
+            Direction::Out => (kept.local, kept.peer),
+        };
+        writer.push(&Packet {
+            at: kept.at,
+            carrier: if kept.transport == Transport::Udp { Carrier::Udp } else { Carrier::Tcp },
+            from,
+            to,
+            payload: &kept.bytes,
+            size: kept.size,
+        });
+    }
+    writer.finish()
 }
 
 impl Kept {

@@ -45,6 +45,10 @@ pub(super) fn check(config: &Config, report: &mut Report) {
 fn one(at: &str, uplink: &Uplink, config: &Config, report: &mut Report) {
     let key = |name: &str| format!("{at}.{name}");
     short_name(&key("name"), &uplink.name, 32, report);
+    if matches!(uplink.name.as_str(), "devices" | "other") {
+        let allowed = "means all devices, or all strangers, in metrics and traces";
+        report.error(&key("name"), quoted(&uplink.name), allowed, "choose another name");
+    }
     codes::check_server(&key("server_id"), &uplink.server_id, report);
     if uplink.local_id != config.gateway.id {
         codes::check_own(&key("local_id"), &uplink.local_id, report);

@@ -62,6 +62,11 @@ impl Framer {
         Framer { limits, buffer: BytesMut::new(), scan: HeadScan::default(), waiting: None, broken: None }
     }
 
+    /// Other limits from the next message on: a stranger has become a known peer.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
     /// Takes what was received.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.broken.is_none() {

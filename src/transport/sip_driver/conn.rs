@@ -15,7 +15,7 @@ use rustls::ServerConfig;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
@@ -188,18 +188,20 @@ pub(super) struct ConnTask {
     pub queue: mpsc::Receiver<Bytes>,
     /// Bytes in `queue`; the driver adds, this task takes away.
     pub queued: Arc<AtomicUsize>,
+    /// The driver sets it when a stranger has become a known peer.
+    pub known: Arc<AtomicBool>,
     pub net: NetSender,
     pub limits: Limits,
 }
 
 impl ConnTask {
     pub(super) async fn run(self) {
-        let ConnTask { id, origin, queue, queued, net, limits } = self;
+        let ConnTask { id, origin, queue, queued, known, net, limits } = self;
         let (frame_limits, first_message) = match &origin {
             Origin::Accepted { trusted: false, .. } => (STRANGER_FRAME, Some(FIRST_MESSAGE)),
             _ => (FrameLimits::default(), None),
         };
-        let link = Link { id, queue, queued, net: net.clone(), limits, frame_limits, first_message };
+        let link = Link { id, queue, queued, known, net: net.clone(), limits, frame_limits, first_message };
         let why = link.open(origin).await;
         // The driver may be gone, then nobody wants to know.
         let _ = net.tx.send(Net::Closed { conn: id, why }).await;
@@ -210,6 +212,7 @@ struct Link {
     id: ConnId,
     queue: mpsc::Receiver<Bytes>,
     queued: Arc<AtomicUsize>,
+    known: Arc<AtomicBool>,
     net: NetSender,
     limits: Limits,
     frame_limits: FrameLimits,
@@ -257,8 +260,8 @@ impl Link {
     async fn exchange<S: AsyncRead + AsyncWrite>(self, stream: S) -> CloseReason {
         let (reader, writer) = tokio::io::split(stream);
         let shared = Shared { pong: Notify::new(), start: Instant::now(), wrote_ms: AtomicU64::new(0) };
-        let Link { id, queue, queued, net, limits, frame_limits, first_message } = self;
-        let reading = Reading { conn: id, net, limits, framer: Framer::new(frame_limits), first_message };
+        let Link { id, queue, queued, known, net, limits, frame_limits, first_message } = self;
+        let reading = Reading { conn: id, net, limits, known, framer: Framer::new(frame_limits), first_message };
         tokio::select! {
             why = reading.run(reader, &shared) => why,
             why = write(writer, queue, &queued, &shared) => why,
@@ -290,6 +293,7 @@ struct Reading {
     conn: ConnId,
     net: NetSender,
     limits: Limits,
+    known: Arc<AtomicBool>,
     framer: Framer,
     first_message: Option<Duration>,
 }
@@ -321,6 +325,9 @@ impl Reading {
                     continue;
                 }
             };
+            if self.known.load(Ordering::Relaxed) {
+                self.framer.set_limits(FrameLimits::default());
+            }
             self.framer.push(&buf[..n]);
             let Some(complete) = self.pull_all(shared).await else {
                 // The driver stops: the writing half sends what is left and ends this connection.

@@ -8,7 +8,7 @@ use super::counters::DriverCounters;
 use super::route::Route;
 use super::{BoundListener, Listener, SipEvent, TlsClient, UserId};
 use crate::proto::sip::endpoint::{ApiError, ClientTxId, Counts, ServerTxId};
-use crate::proto::sip::message::{Flow, Request, Response};
+use crate::proto::sip::message::{ConnId, Flow, Request, Response};
 use crate::transport::sockopt::BindError;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -45,7 +45,8 @@ pub(super) enum Command {
     RegisterUser(UserId, Vec<Route>, Reply<mpsc::Receiver<SipEvent>>),
     SetRoutes(UserId, Vec<Route>, Reply<()>),
     RemoveUser(UserId, Reply<()>),
-    Claim(UserId, String, bool),
+    Claim { user: UserId, code: String, conn: Option<ConnId> },
+    Unclaim(UserId, String),
     Request { user: UserId, flow: Flow, via_sent_by: Option<String>, request: Request, reply: Reply<ClientTxId> },
     Ack { user: UserId, flow: Flow, via_sent_by: Option<String>, request: Request, reply: Reply<()> },
     Cancel(ClientTxId, Reply<()>),
@@ -91,11 +92,16 @@ impl SipHandle {
         self.ask(|reply| Command::SetRoutes(user, routes, reply)).await
     }
 
-    /// Requests whose From names `code` are `user`'s from now on (or, with `on` false, no longer), wherever they come from,
-    /// but for those of a platform another user's route names by address and code. Not answered: at the bound of 20,000
-    /// codes the claim has no effect.
-    pub async fn claim(&self, user: &UserId, code: &str, on: bool) {
-        let _ = self.commands.send(Command::Claim(user.clone(), code.to_owned(), on)).await;
+    /// Requests whose From names `code` are `user`'s from now on, wherever they come from, but for those of a platform
+    /// another user's route names by address and code. On `conn`, where given, messages may be as large as a known
+    /// peer's. Not answered: at the bound of 20,000 codes the claim has no effect.
+    pub async fn claim(&self, user: &UserId, code: &str, conn: Option<ConnId>) {
+        let _ = self.commands.send(Command::Claim { user: user.clone(), code: code.to_owned(), conn }).await;
+    }
+
+    /// Takes a claim back.
+    pub async fn unclaim(&self, user: &UserId, code: &str) {
+        let _ = self.commands.send(Command::Unclaim(user.clone(), code.to_owned())).await;
     }
 
     /// Forgets `user`; its receiver ends.

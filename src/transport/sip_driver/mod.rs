@@ -297,12 +297,15 @@ impl SipDriver {
                 self.limiter.trust(now, self.routes.peer_ips());
                 let _ = reply.send(Ok(()));
             }
-            Command::Claim(user, code, true) => {
+            Command::Claim { user, code, conn } => {
                 if !self.routes.claim(code, &user) {
                     tracing::warn!(%user, "too many devices: this one is known by its address alone");
                 }
+                if let Some(conn) = conn.and_then(|c| self.conns.get(&c)) {
+                    conn.known.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
             }
-            Command::Claim(user, code, false) => self.routes.unclaim(&code, &user),
+            Command::Unclaim(user, code) => self.routes.unclaim(&code, &user),
             Command::Request { user, flow, via_sent_by, request, reply } => {
                 if !self.users.contains_key(&user) {
                     let _ = reply.send(Err(HandleError::UnknownUser(user)));

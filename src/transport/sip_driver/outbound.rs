@@ -15,7 +15,7 @@ use rustls::ServerConfig;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -34,6 +34,8 @@ pub(super) struct Conn {
     /// Taken away to let the connection finish writing and close.
     pub queue: mpsc::Sender<Bytes>,
     pub queued: Arc<AtomicUsize>,
+    /// Set once its peer is known: its messages may be large from then on.
+    pub known: Arc<AtomicBool>,
     pub task: AbortHandle,
     /// Flows without connection that were sent here: what fails with it.
     pub flows: Vec<Flow>,
@@ -185,11 +187,13 @@ impl SipDriver {
         self.next_conn += 1;
         let (queue, queue_rx) = mpsc::channel(WRITE_QUEUE);
         let queued = Arc::new(AtomicUsize::new(0));
+        let known = Arc::new(AtomicBool::new(false));
         let task = ConnTask {
             id,
             origin,
             queue: queue_rx,
             queued: queued.clone(),
+            known: known.clone(),
             net: self.net_sender.clone(),
             limits: self.limits.clone(),
         };
@@ -203,6 +207,7 @@ impl SipDriver {
             accepted,
             queue,
             queued,
+            known,
             task,
             flows: Vec::new(),
             users: Vec::new(),

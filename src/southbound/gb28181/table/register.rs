@@ -39,7 +39,7 @@ impl DeviceTable {
         let kept: Vec<Binding> = self.registrar.bindings().cloned().collect();
         for binding in kept {
             self.put_device(&binding, DeviceState::Silent, "not heard since the restart");
-            self.deps.sip.claim(&self.user, binding.id.as_str(), true).await;
+            self.deps.sip.claim(&self.user, binding.id.as_str(), binding.flow.conn).await;
         }
         self.restore_items().await;
     }
@@ -139,7 +139,7 @@ impl DeviceTable {
                     }
                     let was_online = self.devices.get(&binding.id).is_some_and(|d| d.state == DeviceState::Online);
                     self.put_device(&binding, DeviceState::Online, "registered");
-                    self.deps.sip.claim(&self.user, binding.id.as_str(), true).await;
+                    self.deps.sip.claim(&self.user, binding.id.as_str(), binding.flow.conn).await;
                     self.mark_dirty(binding.id);
                     if !was_online || new {
                         self.came(binding.id, "registered").await;
@@ -241,7 +241,7 @@ impl DeviceTable {
         self.dirty.remove(&id);
         self.gone.insert(id);
         self.flush_soon();
-        self.deps.sip.claim(&self.user, id.as_str(), false).await;
+        self.deps.sip.unclaim(&self.user, id.as_str()).await;
         self.went(id, DeviceState::Offline, why).await;
     }
 
@@ -334,7 +334,7 @@ impl DeviceTable {
         self.dirty.remove(&id);
         self.gone.insert(id);
         self.flush_soon();
-        self.deps.sip.claim(&self.user, id.as_str(), false).await;
+        self.deps.sip.unclaim(&self.user, id.as_str()).await;
     }
 
     /// How many stand where, and how old the oldest catalogue is, a class.
