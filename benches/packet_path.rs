@@ -10,7 +10,11 @@
 //! packets and losses are counted at the sinks. Figures drift with the machine from minute to minute: only the ratios
 //! of one round are worth quoting, and their median over the rounds.
 //!
-//! `cargo bench --bench packet_path -- [--quick] [--rounds N] [--seconds S] [--sinks N] [--way W]`;
+//! Then the same for what comes from devices: 100 streams of PS over RTP in by UDP and out by UDP, a sink each:
+//! - `relay`, `remux`: the product's media engine on either plane;
+//! - `mmsg`, `gso`: bare loops in slots of 2 ms that take datagrams by `recvmmsg`, write headers, and send.
+//!
+//! `cargo bench --bench packet_path -- [--quick] [--rounds N] [--seconds S] [--sinks N] [--streams N] [--way W]`;
 //! results in `target/packet_path.json`. Fails (exit 1) when our path lost a packet or was off its rate by more than 2 %.
 #![allow(
     clippy::disallowed_methods,
@@ -24,8 +28,9 @@
 use bytes::{Bytes, BytesMut};
 use menshen::clock::WallClock;
 use menshen::media::{
-    Frame, FrameFeed, FrameKind, Hub, HubConfig, MediaOptions, SinkMeters, SinkSpec, SinkTransport, SourceHandle,
-    SourceRequest, StreamKey, Tracks, VideoCodec,
+    Frame, FrameFeed, FrameKind, Hub, HubConfig, MediaOptions, PlanePolicy, ReceiveMeters, ReceiveSpec,
+    ReceiveTransport, SinkMeters, SinkSpec, SinkTransport, SourceHandle, SourceRequest, SsrcRule, StreamKey, Tracks,
+    VideoCodec, receive,
 };
 use menshen::proto::ps::{MuxConfig, Muxer, VideoUnit};
 use menshen::proto::rtp::{Framing, ImageWriter, PT_PS, restamp};
@@ -95,6 +100,8 @@ const OTHER_CORE: usize = 1;
 
 struct Options {
     sinks: usize,
+    /// Of devices.
+    streams: usize,
     rounds: usize,
     settle: Duration,
     measure: Duration,
@@ -113,6 +120,7 @@ impl Options {
         let seconds = number("--seconds").unwrap_or(5) as u64;
         Options {
             sinks: number("--sinks").unwrap_or(if quick { 20 } else { 200 }),
+            streams: number("--streams").unwrap_or(if quick { 10 } else { 100 }),
             rounds: number("--rounds").unwrap_or(if quick { 1 } else { 5 }),
             settle: Duration::from_millis(if quick { 200 } else { 3000 }),
             measure: if quick { Duration::from_millis(400) } else { Duration::from_secs(seconds) },
@@ -506,18 +514,18 @@ struct RawSink {
     sequence: u16,
 }
 
+fn raw_sinks(addresses: &[SocketAddr]) -> Vec<RawSink> {
+    let sink = |(i, address): (usize, &SocketAddr)| {
+        let socket = bind_udp("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket.connect(address).unwrap();
+        RawSink { socket, ssrc: 1000 + i as u32, sequence: 7 * i as u16 }
+    };
+    addresses.iter().enumerate().map(sink).collect()
+}
+
 fn run_raw(way: Way, options: &Options, sinks: &Sinks, pictures: &Arc<Vec<Picture>>) -> Result {
     let mut images = packed(pictures);
-    let mut raw: Vec<RawSink> = sinks
-        .addresses
-        .iter()
-        .enumerate()
-        .map(|(i, address)| {
-            let socket = bind_udp("127.0.0.1:0".parse().unwrap()).unwrap();
-            socket.connect(address).unwrap();
-            RawSink { socket, ssrc: 1000 + i as u32, sequence: 7 * i as u16 }
-        })
-        .collect();
+    let mut raw = raw_sinks(&sinks.addresses);
     let stop = Arc::new(AtomicBool::new(false));
     let (their_stop, (tid, told)) = (Arc::clone(&stop), std::sync::mpsc::sync_channel(1));
     let sender = std::thread::spawn(move || {
@@ -632,6 +640,297 @@ fn send_gso(socket: &UdpSocket, bytes: &[u8], block: usize) {
     }
 }
 
+// ---- devices in, sinks out ----
+
+/// How PS over RTP gets through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Through {
+    Relay,
+    Remux,
+    Mmsg,
+    Gso,
+}
+
+impl Through {
+    const ALL: [Through; 4] = [Through::Relay, Through::Remux, Through::Mmsg, Through::Gso];
+
+    fn name(self) -> &'static str {
+        match self {
+            Through::Relay => "relay",
+            Through::Remux => "remux",
+            Through::Mmsg => "mmsg",
+            Through::Gso => "gso",
+        }
+    }
+}
+
+/// Devices that send the same pictures, each at a phase of its own.
+struct Devices {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Devices {
+    fn start(to: &[SocketAddr], pictures: &Arc<Vec<Picture>>) -> Self {
+        let mut images = packed(pictures);
+        let mut raw: Vec<RawSink> = raw_sinks(to);
+        let stop = Arc::new(AtomicBool::new(false));
+        let their_stop = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("devices".into()).spawn(move || {
+            pin(OTHER_CORE);
+            let (start, mut wake) = (Instant::now(), Instant::now());
+            let phases = raw.len() as u32;
+            let mut next = vec![0u32; raw.len()];
+            while !their_stop.load(Ordering::Relaxed) {
+                wake += Duration::from_millis(1);
+                sleep_until(wake);
+                let now = Instant::now();
+                for (i, device) in raw.iter_mut().enumerate() {
+                    while start + FRAME * next[i] + FRAME * i as u32 / phases <= now {
+                        let count = images.len();
+                        let image = &mut images[next[i] as usize % count];
+                        let ticks = next[i] * (90_000 / FPS as u32);
+                        for packet in image.bytes.chunks_mut(image.block) {
+                            packet[4..8].copy_from_slice(&ticks.to_be_bytes());
+                        }
+                        device.sequence = restamp(&mut image.bytes, image.block, device.sequence, device.ssrc);
+                        send_gso(&device.socket, &image.bytes, image.block);
+                        next[i] += 1;
+                    }
+                }
+            }
+        });
+        Devices { stop, thread: Some(thread.unwrap()) }
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+fn run_through(way: Through, options: &Options, pictures: &Arc<Vec<Picture>>) -> Result {
+    let sinks = Sinks::open(options.streams);
+    let sockets: Vec<UdpSocket> =
+        (0..options.streams).map(|_| bind_udp("127.0.0.1:0".parse().unwrap()).unwrap()).collect();
+    let addresses: Vec<SocketAddr> = sockets.iter().map(|s| s.local_addr().unwrap()).collect();
+    match way {
+        Through::Relay => engine_through(PlanePolicy::Relay, options, &sinks, sockets, &addresses, pictures),
+        Through::Remux => engine_through(PlanePolicy::Remux, options, &sinks, sockets, &addresses, pictures),
+        Through::Mmsg | Through::Gso => {
+            let raw = raw_sinks(&sinks.addresses);
+            let stop = Arc::new(AtomicBool::new(false));
+            let (their_stop, (tid, told)) = (Arc::clone(&stop), std::sync::mpsc::sync_channel(1));
+            let thread = std::thread::spawn(move || {
+                pin(SENDER_CORE);
+                tid.send(own_tid()).unwrap();
+                forward(way, &sockets, raw, &their_stop);
+            });
+            let tid = told.recv().unwrap();
+            let devices = Devices::start(&addresses, pictures);
+            let result = measure(options, &sinks, tid);
+            drop(devices);
+            stop.store(true, Ordering::Relaxed);
+            thread.join().unwrap();
+            result
+        }
+    }
+}
+
+fn engine_through(
+    plane: PlanePolicy,
+    options: &Options,
+    sinks: &Sinks,
+    sockets: Vec<UdpSocket>,
+    addresses: &[SocketAddr],
+    pictures: &Arc<Vec<Picture>>,
+) -> Result {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let cancel = CancellationToken::new();
+    let config = HubConfig { options: MediaOptions::default(), workers: 1, pin: true };
+    let (hub, handle) = Hub::new(config, WallClock::new(), Arc::new(|_, _| {})).unwrap();
+    let hub = runtime.spawn(hub.run(cancel.clone()));
+    let (source, mut wants) = mpsc::channel(1024);
+    let source = SourceHandle::new(source);
+    let (events, _heard) = mpsc::channel(1024);
+    let (told, _told) = mpsc::channel(1024);
+    let devices = Devices::start(addresses, pictures);
+    let leases: Vec<_> = runtime.block_on(async {
+        let mut leases = Vec::new();
+        for (i, (socket, destination)) in sockets.into_iter().zip(&sinks.addresses).enumerate() {
+            let any = "127.0.0.1:0".parse().unwrap();
+            let spec = SinkSpec {
+                ssrc: 1000 + i as u32,
+                first_sequence: 7 * i as u16,
+                payload_max: PAYLOAD,
+                payload_type: PT_PS,
+                transport: SinkTransport::Udp {
+                    socket: bind_udp(any).unwrap(),
+                    rtcp: Some(bind_udp(any).unwrap()),
+                    destination: *destination,
+                },
+                port: None,
+                cname: "menshen".into(),
+                meters: SinkMeters::default(),
+                events: events.clone(),
+            };
+            let key = StreamKey::live(format!("device-{i}"), 0);
+            let answer = handle.subscribe(key, spec, source.clone()).unwrap();
+            let Some(SourceRequest::Want { seat }) = wants.recv().await else { panic!("the stream is wanted") };
+            let receiver = ReceiveSpec {
+                transport: ReceiveTransport::Udp { rtp: socket, rtcp: None, from: Vec::new() },
+                port: None,
+                ssrc: SsrcRule::Learn(1000 + i as u32),
+                plane,
+                session: false,
+                first_packet_limit: Duration::from_secs(10),
+                silence_limit: Duration::from_secs(10),
+                meters: ReceiveMeters::default(),
+                events: told.clone(),
+                token: i as u64,
+            };
+            assert!(seat.run(cancel.child_token(), move |feed| {
+                COUNTED.set(true);
+                receive(receiver, feed)
+            }));
+            leases.push(answer);
+        }
+        let mut ready = Vec::new();
+        for answer in leases {
+            let sink = answer.await.unwrap().unwrap();
+            assert!(sink.lease.start());
+            ready.push(sink.lease);
+        }
+        ready
+    });
+    let result = measure(options, sinks, tid_of("media-0").expect("the worker runs"));
+    drop(devices);
+    drop(leases);
+    cancel.cancel();
+    runtime.block_on(hub).unwrap();
+    result
+}
+
+/// The least that passes packets on: in slots, `recvmmsg` until nothing is there, header, send.
+fn forward(way: Through, sockets: &[UdpSocket], mut sinks: Vec<RawSink>, stop: &AtomicBool) {
+    let slot = MediaOptions::default().slot;
+    let block = usize::from(PAYLOAD) + 12;
+    let mut buffer = vec![0u8; BATCH * block + ROOM];
+    let mut wake = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        wake += slot;
+        sleep_until(wake);
+        for (socket, sink) in sockets.iter().zip(&mut sinks) {
+            loop {
+                // Whole packets lie back to back; a shorter one ends its picture, and a run.
+                let lengths = receive_batch(socket, &mut buffer, block);
+                let mut at = 0;
+                while at < lengths.len() {
+                    let whole = lengths[at..].iter().take_while(|l| **l == block).count();
+                    let count = (whole + 1).min(lengths.len() - at);
+                    let bytes = &mut buffer[at * block..(at + count - 1) * block + lengths[at + count - 1]];
+                    sink.sequence = restamp(bytes, block, sink.sequence, sink.ssrc);
+                    match way {
+                        Through::Gso => send_gso(&sink.socket, bytes, block),
+                        _ => send_mmsg(&sink.socket, bytes, block),
+                    }
+                    at += count;
+                }
+                if lengths.len() < BATCH {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Datagrams at a stride of `block` bytes, and their lengths.
+fn receive_batch(socket: &UdpSocket, buffer: &mut [u8], block: usize) -> Vec<usize> {
+    // SAFETY: all-zero is a valid empty header; the vectors point at `block` bytes each within the buffer, which outlives
+    // the call.
+    unsafe {
+        let mut vectors: [libc::iovec; BATCH] = std::mem::zeroed();
+        let mut headers: [libc::mmsghdr; BATCH] = std::mem::zeroed();
+        for i in 0..BATCH {
+            vectors[i] = libc::iovec { iov_base: buffer[i * block..].as_mut_ptr().cast(), iov_len: block };
+            headers[i].msg_hdr.msg_iov = &raw mut vectors[i];
+            headers[i].msg_hdr.msg_iovlen = 1;
+        }
+        let (fd, flags) = (socket.as_raw_fd(), libc::MSG_DONTWAIT);
+        let got = libc::recvmmsg(fd, headers.as_mut_ptr(), BATCH as u32, flags, std::ptr::null_mut()).max(0);
+        headers[..got as usize].iter().map(|h| h.msg_len as usize).collect()
+    }
+}
+
+/// Measures [`Through::ALL`] and says how they compare; false when ours lost a packet or its rate.
+fn through(options: &Options, pictures: &Arc<Vec<Picture>>) -> (bool, Value) {
+    println!(
+        "\n{} devices of {} Mbit/s, PS over RTP in and out by UDP, a sink each",
+        options.streams,
+        RATE / 1_000_000
+    );
+    println!("round  way        ns/packet  cpu-s/Gbit  core %   Mbit/s    fps    lost");
+    let mut rounds: Vec<[Result; 4]> = Vec::new();
+    for round in 0..options.rounds {
+        let mut results = [None; 4];
+        for step in 0..Through::ALL.len() {
+            let at = (round + step) % Through::ALL.len();
+            let result = run_through(Through::ALL[at], options, pictures);
+            println!(
+                "{round:5}  {:<9} {:10.0} {:11.3} {:7.1} {:8.0} {:6.2} {:7}",
+                Through::ALL[at].name(),
+                result.ns_per_packet(),
+                result.cpu_s_per_gbit(),
+                100.0 * result.core(),
+                result.mbit(),
+                result.fps,
+                result.lost
+            );
+            results[at] = Some(result);
+        }
+        if let [Some(relay), Some(remux), Some(mmsg), Some(gso)] = results {
+            rounds.push([relay, remux, mmsg, gso]);
+        }
+    }
+    let mut document = serde_json::Map::new();
+    for way in Through::ALL {
+        let of = |figure: fn(&Result) -> f64| spread(rounds.iter().map(|round| figure(&round[way as usize])));
+        let (packet, gbit) = (of(Result::ns_per_packet), of(Result::cpu_s_per_gbit));
+        println!(
+            "  {:<9} {:6.0} ns/packet   {:.3} cpu-s/Gbit ({:.3}, {:.3})",
+            way.name(),
+            packet[0],
+            gbit[0],
+            gbit[1],
+            gbit[2]
+        );
+        document.insert(way.name().to_owned(), json!({ "ns_per_packet": packet, "cpu_s_per_gbit": gbit }));
+    }
+    for ours in [Through::Relay, Through::Remux] {
+        for raw in [Through::Mmsg, Through::Gso] {
+            let of = |r: &[Result; 4]| r[ours as usize].ns_per_packet() / r[raw as usize].ns_per_packet();
+            let ratio = spread(rounds.iter().map(of));
+            println!("  {} / {:<5} {:.3} ({:.3}, {:.3})", ours.name(), raw.name(), ratio[0], ratio[1], ratio[2]);
+            document.insert(format!("{}_to_{}", ours.name(), raw.name()), json!(ratio));
+        }
+        let one = |round: &[Result; 4]| round[ours as usize];
+        let pictures = |r: &Result| (r.fps * r.wall.as_secs_f64() * options.streams as f64).max(1.0);
+        let [small, large] =
+            [0, 1].map(|i| spread(rounds.iter().map(one).map(|r| r.allocations[i] as f64 / pictures(&r))));
+        println!(
+            "  {}: allocations a picture {:.2}, {:.3} of them of {LARGE} bytes or more",
+            ours.name(),
+            small[0],
+            large[0]
+        );
+    }
+    let ours = || rounds.iter().flat_map(|round| [&round[0], &round[1]]);
+    let sound = ours().all(|r| r.lost == 0 && r.off_rate() <= 0.02);
+    (sound, Value::Object(document))
+}
+
 // ---- user space alone ----
 
 /// Nanoseconds a packet of muxing and packing, and of restamping for one further receiver.
@@ -714,13 +1013,15 @@ fn main() {
     if rounds.is_empty() {
         return;
     }
-    let sound = report(&options, &rounds, mux, stamp);
+    let (through_sound, through) = through(&options, &pictures);
+    println!();
+    let sound = report(&options, &rounds, mux, stamp, &through) && through_sound;
     if !sound && !options.quick {
         std::process::exit(1);
     }
 }
 
-fn report(options: &Options, rounds: &[[Result; 4]], mux: f64, stamp: f64) -> bool {
+fn report(options: &Options, rounds: &[[Result; 4]], mux: f64, stamp: f64, through: &Value) -> bool {
     // A round in which the yardstick itself was off had a noisy neighbour.
     let yardstick = |round: &[Result; 4]| round[Way::GsoSlots as usize].ns_per_packet();
     let [usual, ..] = spread(rounds.iter().map(yardstick));
@@ -782,7 +1083,7 @@ fn report(options: &Options, rounds: &[[Result; 4]], mux: f64, stamp: f64) -> bo
         "quick": options.quick, "sinks": options.sinks, "rate": RATE, "seconds": options.measure.as_secs_f64(),
         "mux_and_pack_ns_per_packet": mux, "restamp_ns_per_packet": stamp,
         "allocations_per_picture": small, "large_allocations_per_picture": large, "median_least_most": ways, "ours_to": ratios, "ours_lost": lost, "ours_off_rate": off, "sound": sound,
-        "rounds": all,
+        "rounds": all, "through": through, "streams": options.streams,
     });
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), std::path::PathBuf::from);
     let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(target).join("packet_path.json");
