@@ -45,6 +45,9 @@ const MAX_HELD: usize = 4096;
 /// And their bytes.
 const MAX_HELD_BYTES: usize = 16 << 20;
 
+/// Frames after which a key frame that none of the packets began with is not waited for.
+const UNDECIDED: usize = 8;
+
 /// What is done with packets in order.
 #[derive(Debug)]
 enum Stage {
@@ -116,6 +119,8 @@ pub struct Intake {
     assembler: Assembler,
     gatherer: Gatherer,
     stage: Stage,
+    /// Why it is muxed anew.
+    reason: &'static str,
     policy: PlanePolicy,
     feed: FrameFeed,
     meters: ReceiveMeters,
@@ -146,6 +151,7 @@ impl Intake {
             assembler: Assembler::new(),
             gatherer: Gatherer::new(VideoCodec::H264),
             stage: if policy == PlanePolicy::Remux { Stage::Remux } else { Stage::deciding() },
+            reason: "policy",
             policy,
             feed,
             meters,
@@ -188,6 +194,7 @@ impl Intake {
         }
         self.sequence = Sequence::new(CLOCK_RATE);
         self.assembler.lose(0);
+        self.gatherer.interrupted();
     }
 
     /// One RTP packet. False when it is none of the device's: not RTP, or an alien SSRC.
@@ -295,6 +302,9 @@ impl Intake {
         self.flushed = marker;
         self.marked |= marker;
         if !matches!(self.stage, Stage::Remux) {
+            if restarted {
+                self.gatherer.interrupted();
+            }
             self.gatherer.packet(payload, marker, timestamp, lost, now);
         }
         if !matches!(self.stage, Stage::Relay { .. }) {
@@ -368,7 +378,7 @@ impl Intake {
                     }
                     frames.push(item);
                 }
-                Stage::Remux => self.give(item, "again"),
+                Stage::Remux => self.give(item, self.reason),
                 Stage::Relay { .. } => {}
             }
         }
@@ -377,7 +387,7 @@ impl Intake {
         {
             // Its key frame may have to be looked at further; what is held is bounded all the same.
             let full = *packets > MAX_HELD || *bytes > MAX_HELD_BYTES;
-            if !held.is_empty() || full || frames.len() > 2 * LEARN {
+            if !held.is_empty() || full || frames.len() > UNDECIDED {
                 self.decide();
             }
         }
@@ -481,7 +491,9 @@ impl Intake {
     }
 
     fn decide_for_remux(&mut self, reason: &'static str) {
+        self.reason = reason;
         if let Stage::Deciding { frames, .. } = std::mem::replace(&mut self.stage, Stage::Remux) {
+            tracing::info!(reason, "the program stream is muxed anew");
             for item in frames {
                 self.give(item, reason);
             }

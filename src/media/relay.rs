@@ -133,6 +133,8 @@ pub struct Gatherer {
     last: Option<(u32, i64)>,
     /// The last packet had the marker.
     ended: bool,
+    /// Packets that must be missing before the next one.
+    missing: u32,
     /// A burst of this frame began a picture.
     in_picture: bool,
     /// Frames that began although the one before had no marker.
@@ -151,6 +153,7 @@ impl Gatherer {
             open: None,
             last: None,
             ended: true,
+            missing: 0,
             in_picture: false,
             unmarked: 0,
             look: Vec::with_capacity(LOOK),
@@ -168,8 +171,14 @@ impl Gatherer {
         self.unmarked
     }
 
+    /// Numbering or connection begin anew. A frame that was not at its end has lost a packet at least.
+    pub fn interrupted(&mut self) {
+        self.missing = u32::from(!self.ended);
+    }
+
     /// One packet, `lost` missing before it.
     pub fn packet(&mut self, payload: &[u8], marker: bool, timestamp: u32, lost: u32, now: Instant) {
+        let lost = lost.saturating_add(std::mem::take(&mut self.missing));
         let (before, ticks) = self.last.unwrap_or((timestamp, i64::from(timestamp)));
         let ticks = ticks + i64::from(timestamp.wrapping_sub(before) as i32);
         let (changed, ended) = (before != timestamp, std::mem::replace(&mut self.ended, marker));
@@ -271,5 +280,106 @@ impl Open {
         run.bytes += block;
         self.packets += 1;
         self.arrived = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::ps::{MuxConfig, Muxer, VideoUnit};
+    use crate::sim::clip::ClipLibrary;
+    use proptest::prelude::*;
+
+    #[allow(clippy::disallowed_methods, reason = "a test needs some instant to count from")]
+    fn base() -> Instant {
+        Instant::now()
+    }
+
+    /// Pictures of the clip as payloads of at most `most` bytes, with their marker.
+    fn picture(muxer: &mut Muxer, n: u64, most: usize) -> Vec<(Vec<u8>, bool)> {
+        let clip = ClipLibrary::h264();
+        let (unit, ticks) = clip.looped(n);
+        let mut pack = Vec::new();
+        muxer.write_video(&mut pack, &VideoUnit { annexb: &unit.bytes, pts: ticks, dts: ticks, key: unit.key });
+        let pieces = pack.len().div_ceil(most);
+        pack.chunks(most).enumerate().map(|(i, p)| (p.to_vec(), i + 1 == pieces)).collect()
+    }
+
+    fn muxer() -> Muxer {
+        Muxer::new(MuxConfig { video: Some(VideoCodec::H264), audio: None })
+    }
+
+    #[test]
+    fn bursts_keep_to_frames_and_tell_key_frames_however_small_the_packets() {
+        for most in [16, 64, 500, 1400] {
+            let (mut gatherer, mut muxer, now) = (Gatherer::new(VideoCodec::H264), muxer(), base());
+            for n in 24..27 {
+                for (payload, marker) in picture(&mut muxer, n, most) {
+                    gatherer.packet(&payload, marker, n as u32 * 3600, 0, now);
+                }
+                // Whether it is looked at further or not: the marker ends it.
+                gatherer.flush();
+                let bursts: Vec<Burst> = std::iter::from_fn(|| gatherer.pop()).collect();
+                assert!(bursts.iter().all(|b| b.ticks == n as i64 * 3600 && b.packets() <= MAX_PACKETS));
+                // With 16 bytes a packet the parameter sets are beyond what is looked at.
+                assert_eq!(bursts[0].key, n == 25 && most > 16, "picture {n} by {most}");
+                assert!(bursts[1..].iter().all(|b| !b.key && !b.picture));
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_frame_is_held_until_it_is_known_as_one() {
+        let (mut gatherer, mut muxer, now) = (Gatherer::new(VideoCodec::H264), muxer(), base());
+        let packets = picture(&mut muxer, 25, 64);
+        gatherer.packet(&packets[0].0, false, 7, 0, now);
+        gatherer.flush();
+        assert!(gatherer.pop().is_none(), "the stream map is not whole yet");
+        gatherer.packet(&packets[1].0, false, 7, 0, now);
+        gatherer.flush();
+        let burst = gatherer.pop().expect("now it is");
+        assert!(burst.key && burst.map.is_some_and(|m| m.video == Some(0x1B)) && burst.packets() == 2);
+    }
+
+    #[test]
+    fn losses_and_breaks_are_told_by_the_burst_after_them() {
+        let (mut gatherer, now) = (Gatherer::new(VideoCodec::H264), base());
+        let mut give = |marker: bool, timestamp: u32, lost: u32, broken: bool| {
+            if broken {
+                gatherer.interrupted();
+            }
+            gatherer.packet(&[1; 20], marker, timestamp, lost, now);
+            gatherer.flush();
+            gatherer.pop().unwrap()
+        };
+        assert_eq!(give(false, u32::MAX, 0, false).lost, 0);
+        assert_eq!(give(true, u32::MAX, 3, false).lost, 3);
+        let next = give(false, 5, 0, true);
+        assert_eq!((next.lost, next.ticks), (0, i64::from(u32::MAX) + 6), "the frame before was whole");
+        assert_eq!(give(true, 5, 0, true).lost, 1);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_payload_comes_out_as_it_went_in(sizes in proptest::collection::vec((0usize..300, any::<bool>(), any::<bool>()), 1..200)) {
+            let (mut gatherer, now) = (Gatherer::new(VideoCodec::H264), base());
+            let (mut given, mut got) = (Vec::new(), Vec::new());
+            for (i, (size, marker, flush)) in sizes.iter().enumerate() {
+                let payload = vec![i as u8; *size];
+                gatherer.packet(&payload, *marker, i as u32 / 9, 0, now);
+                given.push((payload, *marker));
+                if *flush {
+                    gatherer.flush();
+                }
+            }
+            gatherer.close();
+            while let Some(burst) = gatherer.pop() {
+                prop_assert!(burst.runs().all(|(run, bytes)| bytes.len() > (run.packets - 1) * run.block));
+                prop_assert_eq!(burst.octets(), burst.payloads().map(|(p, _)| p.len()).sum::<usize>());
+                got.extend(burst.payloads().map(|(p, marker)| (p.to_vec(), marker)));
+            }
+            prop_assert_eq!(got, given);
+        }
     }
 }

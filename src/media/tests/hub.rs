@@ -1,12 +1,16 @@
 //! The hub with its workers, in real time: who is told what, and that nothing is left behind.
 
 use super::bed::{check, fat, key, ms, picture, tracks};
+use super::receive::{SSRC, device};
 use crate::clock::{self, WallClock};
 use crate::media::hub::{
     Hub, HubConfig, HubHandle, Seat, SinkReady, SourceFailure, SourceHandle, SourceRequest, SubscribeError,
 };
 use crate::media::sink::{SinkEnd, SinkEvent, SinkId, SinkMeters, SinkSpec, SinkTransport};
-use crate::media::{FrameFeed, MediaOptions, StreamKey};
+use crate::media::{
+    AudioCodec, FrameFeed, MediaOptions, PlanePolicy, ReceiveEvent, ReceiveMeters, ReceiveSpec, ReceiveTransport,
+    SsrcRule, StreamKey, receive,
+};
 use crate::sim::clip::{Clip, ClipLibrary};
 use crate::transport::port_pool::{MediaSockets, PortPool, PortUse};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -537,4 +541,67 @@ async fn a_recording_is_declared_ready_and_its_owner_hears_of_the_start() {
     let request = timeout(SOON, rig.requests.recv()).await.expect("told").unwrap();
     assert!(matches!(request, SourceRequest::Idle { .. }), "the start is told once: {request:?}");
     rig.stop().await;
+}
+
+#[tokio::test]
+async fn a_device_is_received_on_its_seat_and_the_plane_is_shown() {
+    for (policy, shown) in [(PlanePolicy::Auto, ("relay", "clean")), (PlanePolicy::Remux, ("remux", "policy"))] {
+        let mut rig = Rig::new(SOON);
+        let (socket, to) = receiver().await;
+        let answer = rig.subscribe(to);
+        let seat = rig.want().await;
+        let (lease, sockets) = rig.ports.allocate(clock::now(), Ipv4Addr::LOCALHOST.into(), PortUse::Udp).unwrap();
+        let MediaSockets::Udp { rtp, rtcp } = sockets else { panic!("asked for UDP") };
+        let port = rtp.local_addr().unwrap();
+        let (events, mut told) = mpsc::channel(8);
+        let spec = ReceiveSpec {
+            transport: ReceiveTransport::Udp { rtp, rtcp: Some(rtcp), from: Vec::new() },
+            port: Some(lease),
+            ssrc: SsrcRule::Strict(SSRC),
+            plane: policy,
+            session: false,
+            first_packet_limit: SOON,
+            silence_limit: SOON,
+            meters: ReceiveMeters::default(),
+            events,
+            token: 5,
+        };
+        let cancel = CancellationToken::new();
+        assert!(seat.run(cancel.clone(), move |feed| receive(spec, feed)));
+        let from = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let sent = device(&ClipLibrary::h264(), &ClipLibrary::pcma(), 0..60, &mut 7);
+        let play = tokio::spawn(async move {
+            let began = tokio::time::Instant::now();
+            for packet in sent {
+                tokio::time::sleep_until(began + packet.due).await;
+                from.send_to(&packet.bytes, port).await.unwrap();
+            }
+        });
+        let viewer = ready(answer).await;
+        let tracks = viewer.tracks.unwrap();
+        assert_eq!((tracks.size, tracks.audio), (Some((640, 360)), Some(AudioCodec::G711A)));
+        viewer.lease.start();
+        frames(&socket, 40).await;
+        assert!(matches!(told.recv().await, Some((5, ReceiveEvent::FirstPacket(_)))));
+        assert!(
+            matches!(told.recv().await, Some((5, ReceiveEvent::Playing { plane, .. })) if plane.as_str() == shown.0)
+        );
+        let seen = async {
+            loop {
+                let stats = rig.hub.snapshot().await[0].stats;
+                if stats.fps > 0.0 {
+                    return stats;
+                }
+                tokio::time::sleep(ms(20)).await;
+            }
+        };
+        let stats = timeout(SOON, seen).await.unwrap();
+        assert_eq!((stats.plane, stats.plane_reason), shown);
+        assert!(stats.lost == 0 && (15.0..35.0).contains(&stats.fps), "{stats:?}");
+        play.abort();
+        cancel.cancel();
+        drop(viewer);
+        rig.all_ports_free().await;
+        rig.stop().await;
+    }
 }

@@ -18,20 +18,20 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
-const SSRC: u32 = 0x0102_0304;
+pub(super) const SSRC: u32 = 0x0102_0304;
 const SOON: Duration = Duration::from_secs(10);
 
 /// One RTP packet of the device.
 #[derive(Clone)]
-struct Sent {
-    due: Duration,
-    bytes: Vec<u8>,
+pub(super) struct Sent {
+    pub(super) due: Duration,
+    pub(super) bytes: Vec<u8>,
     /// Number of its picture; None: sound.
     picture: Option<u64>,
 }
 
 /// What a device sends: pictures `range` of the clips with the sound between, PS in RTP.
-fn device(video: &Clip, audio: &AudioClip, range: std::ops::Range<u64>, sequence: &mut u16) -> Vec<Sent> {
+pub(super) fn device(video: &Clip, audio: &AudioClip, range: std::ops::Range<u64>, sequence: &mut u16) -> Vec<Sent> {
     let codec = match video.codec() {
         clip::VideoCodec::H264 => VideoCodec::H264,
         clip::VideoCodec::H265 => VideoCodec::H265,
