@@ -570,7 +570,8 @@ async fn a_device_is_received_on_its_seat_and_the_plane_is_shown() {
         assert!(seat.run(cancel.clone(), move |feed| receive(spec, feed)));
         let from = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let sent = device(&ClipLibrary::h264(), &ClipLibrary::pcma(), 0..60, &mut 7);
-        let play = tokio::spawn(async move {
+        let mut play = JoinSet::new();
+        play.spawn(async move {
             let began = tokio::time::Instant::now();
             for packet in sent {
                 tokio::time::sleep_until(began + packet.due).await;
@@ -598,7 +599,7 @@ async fn a_device_is_received_on_its_seat_and_the_plane_is_shown() {
         let stats = timeout(SOON, seen).await.unwrap();
         assert_eq!((stats.plane, stats.plane_reason), shown);
         assert!(stats.lost == 0 && (15.0..35.0).contains(&stats.fps), "{stats:?}");
-        play.abort();
+        play.abort_all();
         cancel.cancel();
         drop(viewer);
         rig.all_ports_free().await;
