@@ -416,6 +416,9 @@ fn stream_json(stream: &StreamSnapshot) -> Value {
         "lost_packets": stats.lost,
         "clock_jumps": stats.clock_jumps,
         "overruns": stats.overruns,
+        "session": stream.key.session,
+        "plane": stats.plane,
+        "plane_reason": stats.plane_reason,
     })
 }
 
