@@ -8,6 +8,7 @@
     reason = "what fails in a test's support fails the test, and says why"
 )]
 
+mod alarms;
 mod cli;
 mod devices;
 mod docs;

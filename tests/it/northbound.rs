@@ -258,9 +258,10 @@ async fn what_is_not_built_is_refused_truthfully() {
         assert_eq!(status_of(&mut raw, &manscdp("Query", cmd, &cam, "")).await, 200, "{cmd}");
     }
 
-    // Subscriptions: the catalogue alone.
+    // Subscriptions: the catalogue and alarms alone.
     let alarm = manscdp("Query", "Alarm", US, "");
-    for (event, body) in [("presence", alarm.as_str()), ("Alarm", alarm.as_str()), ("message-summary", "")] {
+    let position = manscdp("Query", "MobilePosition", US, "");
+    for (event, body) in [("presence", position.as_str()), ("Catalog", &position), ("message-summary", "")] {
         let event = format!("Event: {event}");
         let answer = raw.ask("SUBSCRIBE", US, &[&event, "Expires: 600", MANSCDP], body).await;
         assert!(status_line(&answer).starts_with("489"), "{event}: {answer}");

@@ -309,7 +309,7 @@ impl Link {
             415 if request.method == "INVITE" => response.headers.push("Accept", "application/sdp"),
             415 => response.headers.push("Accept", "Application/MANSCDP+xml"),
             486 | 503 => response.headers.push("Retry-After", "5"),
-            489 => response.headers.push("Allow-Events", "Catalog, presence"),
+            489 => response.headers.push("Allow-Events", "Catalog, presence, Alarm"),
             _ => {}
         }
         self.respond_with(tx, response).await;

@@ -10,7 +10,7 @@ impl Link {
         let expires = request.headers.expires().unwrap_or(DEFAULT_EXPIRES).min(MAX_EXPIRES);
         let strict = self.cfg.uplink.dialog_match == DialogPolicy::Strict;
         let event_known = event.is_empty()
-            || ["catalog", "presence"]
+            || ["catalog", "presence", "alarm"]
                 .contains(&event.split(';').next().unwrap_or("").trim().to_ascii_lowercase().as_str());
         if !event_known {
             return self.refuse_subscription(tx, &request, &flow, &event).await;
