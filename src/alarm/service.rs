@@ -226,6 +226,10 @@ impl Alarms {
     /// # Errors
     /// The store's, when what is latched cannot be read at the start.
     pub async fn run(mut self, cancel: CancellationToken) -> Result<(), StoreError> {
+        if self.cfg.latch_limit.is_none() {
+            // What an earlier setting held.
+            self.release(LatchReset::default()).await?;
+        }
         for channel in self.deps.store.latched_channels().await? {
             self.latch(channel);
         }

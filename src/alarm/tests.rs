@@ -225,6 +225,13 @@ async fn a_latch_outlives_the_process() {
     assert_eq!(bed.owed("psb").await, [1]);
     assert_eq!(bed.inbox.reset(AlarmReset::default()).await, Ok(1));
     assert_eq!(bed.owed("psb").await, [1, 2]);
+    assert!(stored(&bed.inbox.submit(event(1, 3, 2)).await));
+    let gone = bed.store.gone();
+    drop(bed);
+    gone.await;
+    let bed = Bed::new(location(), AlarmConfig { latch_limit: None, ..AlarmConfig::default() }).await.run();
+    assert!(stored(&bed.inbox.submit(event(1, 4, 2)).await));
+    assert_eq!(bed.owed("psb").await, [1, 2, 3, 4], "without latches nothing is held, nor kept held");
 }
 
 #[tokio::test]
