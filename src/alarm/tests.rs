@@ -78,6 +78,7 @@ impl Bed {
                 .put(Channel {
                     id: id(n).as_str().into(),
                     area: (n <= CHANNELS / 2).then(|| "gate".into()),
+                    parent: None,
                     item: Arc::new(CatalogItem::new(id(n), "zone")),
                     streams: 0,
                     source: SourceHandle::new(tx),
