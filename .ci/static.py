@@ -14,14 +14,15 @@ HEAD = 15  # lines of `//!`, but for the architecture page
 # May use; nothing else. Every module above proto may use these three besides.
 EVERYBODY = {"metrics", "task", "clock"}
 ENGINES = {"config", "store", "transport", "media", *EVERYBODY}
-DOMAIN = {"catalog", "southbound", "northbound"}
+DOMAIN = {"alarm", "catalog", "southbound", "northbound"}
 USES = {
     "proto": set(),
     "config": {"proto"}, "store": {"proto"}, "transport": {"proto"}, "media": {"proto", "transport"},
     "metrics": {"proto"}, "task": {"proto"}, "clock": set(),
     "catalog": {"proto"} | ENGINES,
-    "southbound": {"proto", "catalog"} | ENGINES,
-    "northbound": {"proto", "catalog"} | ENGINES,
+    "alarm": {"proto", "catalog"} | ENGINES,
+    "southbound": {"proto", "catalog", "alarm"} | ENGINES,
+    "northbound": {"proto", "catalog", "alarm"} | ENGINES,
     "console": {"proto"} | ENGINES | DOMAIN,
     "sim": {"proto"} | ENGINES | DOMAIN,
     "app": {"proto", "console", "sim"} | ENGINES | DOMAIN,
@@ -72,7 +73,7 @@ def check_source(path, text):
         return
     if module not in USES:
         return complain(path, 1, f"module {module} has no place among the layers of src/lib.rs")
-    code = "" if path.endswith("/tests.rs") or "tests" in parts[2:-1] else without_comments(text.split("#[cfg(test)]")[0])
+    code = "" if path.endswith(("/tests.rs", "_tests.rs")) or "tests" in parts[2:-1] else without_comments(text.split("#[cfg(test)]")[0])
     allowed = USES[module] | {module} | (EVERYBODY if module != "proto" else set())
     for line, found in matches(r"\bcrate::\w+", code):
         other = found.removeprefix("crate::")

@@ -6,14 +6,9 @@
 //! - `gso`: the same by segmentation offload (`UDP_SEGMENT`), all of a picture at once;
 //! - `gso-slots`: the same in the engine's slots, large pictures spread as the engine spreads them.
 //!
-//! The sender is on core 0, everything else on core 1. CPU time is the sending thread's own by the scheduler's account,
-//! packets and losses are counted at the sinks. Figures drift with the machine from minute to minute: only the ratios
-//! of one round are worth quoting, and their median over the rounds.
-//!
-//! Then the same for what comes from devices: 100 streams of PS over RTP in by UDP and out by UDP, a sink each:
-//! - `relay`, `remux`: the product's media engine on either plane;
-//! - `mmsg`, `gso`: bare loops in slots of 2 ms that take datagrams by `recvmmsg`, write headers, and send.
-//!
+//! Then PS over RTP of 100 devices in and out, a sink each: `relay`, `remux` by the engine; `mmsg`, `gso` by bare loops.
+//! The sender is on core 0, everything else on core 1; CPU time is the sending thread's own, packets are counted at the
+//! sinks. Figures drift from minute to minute: only ratios of one round are worth quoting, and their median.
 //! `cargo bench --bench packet_path -- [--quick] [--rounds N] [--seconds S] [--sinks N] [--streams N] [--way W]`;
 //! results in `target/packet_path.json`. Fails (exit 1) when our path lost a packet or was off its rate by more than 2 %.
 #![allow(

@@ -3,7 +3,7 @@
 //! In: a [`ReceiveSpec`] with its sockets. Out: frames into the stream's [`FrameFeed`], [`ReceiveEvent`]s.
 //! Invariants: sockets are drained in batches with one reading of the clock each; a source's end is told once; RTCP is
 //! answered only to where the device's own came from, and sparsely; a recording's silence is no loss.
-//! Bounds: [`DRAIN`] batches a turn, one connection at a time, [`CONNECT_ATTEMPTS`] attempts; see `intake` for the rest.
+//! Bounds: `DRAIN` batches a turn, one connection at a time, `CONNECT_ATTEMPTS` attempts; see `intake` for the rest.
 //! Not here: which packets count and what is made of them (`intake`).
 
 use super::frame::Tracks;

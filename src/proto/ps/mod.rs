@@ -8,7 +8,7 @@
 pub mod demux;
 mod frames;
 #[cfg(test)]
-mod makers;
+mod makers_tests;
 pub mod mux;
 pub mod peek;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Program streams of independent makers, access unit for access unit as another demuxer has them (see `proto-fixtures/ps`).
 
-use super::{DemuxConfig, Demuxer, Unit};
 use crate::proto::codec::annexb::{leading_start_code, trim_zeros};
+use crate::proto::ps::{DemuxConfig, Demuxer, Unit};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::PathBuf;
