@@ -166,6 +166,7 @@ fn class(device: &Device) -> DeviceClass {
     DeviceClass {
         id: device.id.trim_end_matches('*').to_owned(),
         prefix: device.id.ends_with('*'),
+        max: device.max.unwrap_or(1) as usize,
         area: device.area.clone(),
         version: version(device.standard),
         charset: charset(device.charset),

@@ -480,7 +480,19 @@ impl Gateway {
             .await
             .ok_or_else(|| StartError::Internal("the SIP driver has stopped".into()))?;
         let scope = self.camera_scope.child("devices");
-        scope.spawn("device_table", table.run(scope.token()));
+        let mut table = Some(table);
+        scope.supervise("device_table", Policy::Fatal, move |token| {
+            let table = table.take();
+            async move {
+                match table {
+                    Some(table) => {
+                        table.run(token.clone()).await;
+                        if token.is_cancelled() { Ok(()) } else { Err("the SIP driver forgot the devices") }
+                    }
+                    None => Err("the table of devices cannot be started twice"),
+                }
+            }
+        });
         self.devices.send_replace(Some(handle));
         Ok(())
     }

@@ -153,6 +153,10 @@ impl DirectoryHandle {
     pub fn states(&self, states: Vec<(Arc<str>, ChannelState)>) -> bool {
         self.tx.try_send(Change::States(states)).is_ok()
     }
+    /// The same, waiting for room in the queue: news that nobody would tell again.
+    pub async fn put_states(&self, states: Vec<(Arc<str>, ChannelState)>) {
+        let _ = self.tx.send(Change::States(states)).await;
+    }
     /// The areas and their group.
     pub async fn areas(&self, areas: Vec<Area>, group: Option<Arc<str>>, group_name: String) {
         let _ = self.tx.send(Change::Areas { areas, group, group_name }).await;

@@ -46,7 +46,7 @@ use crate::proto::sip::message::Transport;
 use crate::sim::clip::{AudioClip, Clip, ClipLibrary};
 use crate::task::Scope;
 use crate::transport::sip_driver::{
-    HandleError, Hooks, Limits, Listener, Route, SipDriverConfig, SipHandle, UserId, bind,
+    HandleError, Hooks, Limits, Listener, RateLimit, Route, SipDriverConfig, SipHandle, UserId, bind,
 };
 use crate::transport::sockopt::{BindError, local_ip_towards};
 use serve::{Command, Serve};
@@ -312,7 +312,8 @@ impl SimDevice {
         let driver_config = SipDriverConfig {
             listeners: vec![Listener { local: config.listen, udp: true, tcp: true, tls: None }],
             tls_clients: Vec::new(),
-            limits: Limits::default(),
+            // One peer alone talks to it, and catalogues of ten thousand come a message each.
+            limits: Limits { request_rate: RateLimit { per_second: 20_000, burst: 20_000 }, ..Limits::default() },
             endpoint: EndpointConfig { user_agent: "Simulated device".to_owned(), ..EndpointConfig::default() },
             hooks: Hooks::default(),
         };

@@ -45,7 +45,9 @@ use tokio_util::sync::CancellationToken;
 use crate::proto::gb28181::{DeviceId, Profile, Version};
 use crate::proto::sip::digest::{Algorithm, DigestServer};
 use crate::proto::sip::endpoint::{ClientFailure, EndpointConfig};
-use crate::transport::sip_driver::{HandleError, Hooks, Limits, Listener, Route, SipDriverConfig, UserId, bind};
+use crate::transport::sip_driver::{
+    HandleError, Hooks, Limits, Listener, RateLimit, Route, SipDriverConfig, UserId, bind,
+};
 use crate::transport::sockopt::BindError;
 use serve::Serve;
 use state::Shared;
@@ -243,7 +245,8 @@ impl SimPlatform {
                 Some(tls) => Listener { local: config.listen, udp: false, tcp: false, tls: Some(tls.clone()) },
             }],
             tls_clients: Vec::new(),
-            limits: Limits::default(),
+            // One peer alone talks to it, and catalogues of ten thousand come a message each.
+            limits: Limits { request_rate: RateLimit { per_second: 20_000, burst: 20_000 }, ..Limits::default() },
             endpoint: EndpointConfig { user_agent: "Simulated platform".to_owned(), ..EndpointConfig::default() },
             hooks: Hooks::default(),
         };

@@ -5,6 +5,9 @@
 //! (the device registers again); codes are committed before they are shown.
 //! Not here: what an item's state is (evidence, never a row).
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{StoreError, StoreHandle, mint};
@@ -147,7 +150,7 @@ impl StoreHandle {
         &self,
         device: &str,
         items: Vec<NewItem>,
-        reserved: Vec<String>,
+        reserved: Arc<HashSet<String>>,
         (prefix, network): (String, u8),
         whole: bool,
         at: i64,
@@ -163,6 +166,12 @@ impl StoreHandle {
         }
         let device = device.to_owned();
         self.transact(move |conn| {
+            let known: i64 = conn
+                .prepare_cached("SELECT count(*) FROM device_item WHERE device = ?1")?
+                .query_row([&device], |row| row.get(0))?;
+            if known as usize + items.len() > 3 * ITEMS_MAX {
+                return Err(StoreError::refused("items a device has ever had", &device, "at most 40000 besides these"));
+            }
             let codes = items
                 .iter()
                 .map(|item| keep_item(conn, &device, item, &reserved, &prefix, network, at))
@@ -200,7 +209,7 @@ fn keep_item(
     conn: &Connection,
     device: &str,
     item: &NewItem,
-    reserved: &[String],
+    reserved: &HashSet<String>,
     prefix: &str,
     network: u8,
     at: i64,
@@ -220,7 +229,8 @@ fn keep_item(
         "SELECT EXISTS (SELECT 1 FROM device_item WHERE code = ?1) OR EXISTS (SELECT 1 FROM minted_id WHERE code = ?1)",
     )?;
     let mut free = |code: &String| -> Result<bool, StoreError> {
-        Ok(!reserved.contains(code) && !taken.query_row([code], |row| row.get::<_, bool>(0))?)
+        // A device may be its own channel.
+        Ok((!reserved.contains(code) || code == device) && !taken.query_row([code], |row| row.get::<_, bool>(0))?)
     };
     let code = match &item.wish {
         Some(wish) if free(wish)? => wish.clone(),
@@ -268,8 +278,8 @@ mod tests {
 
     async fn keep(store: &StoreHandle, device: &str, ids: &[&str], whole: bool, at: i64) -> Vec<String> {
         let items = ids.iter().map(|id| item(id)).collect();
-        let reserved = vec!["41130000581320000001".to_owned()];
-        store.keep_items(device, items, reserved, ("4113000058".into(), 1), whole, at).await.unwrap()
+        let reserved = HashSet::from(["41130000581320000001".to_owned()]);
+        store.keep_items(device, items, Arc::new(reserved), ("4113000058".into(), 1), whole, at).await.unwrap()
     }
 
     #[tokio::test]
@@ -295,7 +305,7 @@ mod tests {
         // What was gone comes back under its code.
         assert_eq!(keep(&store, NVR, &["41130000581320000001"], false, 22).await, ["41130000581321000002"]);
         let too_long = NewItem { own_id: "x".repeat(33), ..item("1") };
-        let refused = store.keep_items(NVR, vec![too_long], vec![], ("4113000058".into(), 1), false, 1).await;
+        let refused = store.keep_items(NVR, vec![too_long], Arc::default(), ("4113000058".into(), 1), false, 1).await;
         assert!(matches!(refused, Err(StoreError::Refused { .. })), "{refused:?}");
     }
 

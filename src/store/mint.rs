@@ -123,13 +123,16 @@ pub(super) fn mint(
         }
         return Ok(code);
     }
-    // Rows are never deleted, so the highest serial tells which were used. The range lets the index on code do it.
-    let last: u32 = conn
-        .prepare_cached(
-            "SELECT coalesce(max(CAST(substr(code, 15) AS INTEGER)), 0) FROM minted_id
-             WHERE code BETWEEN ?1 || '0000000' AND ?1 || '9999999'",
-        )?
-        .query_row([family], |row| row.get(0))?;
+    // Rows are never deleted, so the highest serial tells which were used: that of each network digit, each one step in the
+    // index on code.
+    let mut highest = conn.prepare_cached(
+        "SELECT coalesce(CAST(substr(max(code), 15) AS INTEGER), 0) FROM minted_id
+         WHERE code BETWEEN ?1 || '000000' AND ?1 || '999999'",
+    )?;
+    let mut last = 0;
+    for digit in 0..10 {
+        last = last.max(highest.query_row([format!("{family}{digit}")], |row| row.get::<_, u32>(0))?);
+    }
     if last >= SERIAL_MAX {
         return Err(StoreError::SerialsExhausted { prefix: family.to_owned() });
     }

@@ -19,5 +19,6 @@ mod play;
 mod raw;
 mod records;
 mod reload;
+mod scale;
 mod support;
 mod transport;

@@ -190,10 +190,12 @@ impl Link {
         let Some(record) = call.record.as_mut() else { return };
         match event {
             Some(RecordEvent::Finished) => {
-                tracing::info!(uplink = %self.user, call_id = %call.call_id, channel = %call.channel,
-                    "the device has sent the recording to its end");
-                record.finished = true;
-                record.due = Some((clock::now() + DRAIN, Due::Tell));
+                // A device that repeats itself does not make us do so.
+                if !std::mem::replace(&mut record.finished, true) {
+                    tracing::info!(uplink = %self.user, call_id = %call.call_id, channel = %call.channel,
+                        "the device has sent the recording to its end");
+                    record.due = Some((clock::now() + DRAIN, Due::Tell));
+                }
                 self.await_record(key, events);
             }
             // The platform has been told, or is about to be, and hangs up.

@@ -12,6 +12,9 @@ use std::time::Duration;
 /// a minute and must not be hammered meanwhile.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
+/// The endpoint tells the end of every INVITE within 64·T1 and a CANCEL's wait; after this it was lost on the way.
+const ANSWER: Duration = Duration::from_secs(75);
+
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CallInput {
@@ -96,6 +99,8 @@ pub struct Call {
     /// The viewer started before the device answered.
     started: bool,
     online: bool,
+    /// The channel or the table goes away: nothing is tried again.
+    leaving: bool,
     linger: Duration,
     wait: Duration,
     timer: u32,
@@ -110,6 +115,7 @@ impl Call {
             wanted: false,
             started: false,
             online: true,
+            leaving: false,
             linger,
             wait: RETRY.0,
             timer: 0,
@@ -128,7 +134,10 @@ impl Call {
         use CallState as S;
         match (self.state, input) {
             (S::Closed, _) => vec![],
-            (_, I::Shutdown) => self.close(),
+            (_, I::Shutdown) => {
+                self.leaving = true;
+                self.close()
+            }
             (_, I::Online) => {
                 self.online = true;
                 self.wait = RETRY.0;
@@ -186,15 +195,11 @@ impl Call {
                 self.started = true;
                 vec![]
             }
-            (S::Cancelling, I::Answered) => {
-                self.state = S::Closed;
-                vec![O::Ack, O::Bye, O::StopReceive, O::Close]
-            }
-            (S::Cancelling, I::Refused { answered }) => {
-                self.state = S::Closed;
-                let goodbye = if answered { vec![O::Ack, O::Bye] } else { vec![] };
-                goodbye.into_iter().chain([O::StopReceive, O::Close]).collect()
-            }
+            (S::Cancelling, I::Answered) => self.cancelled(true),
+            (S::Cancelling, I::Refused { answered }) => self.cancelled(answered),
+            // No answer and no failure: the news of it was lost.
+            (S::Cancelling, I::Timer(n)) if n == self.timer => self.cancelled(false),
+            (S::Inviting, I::Timer(n)) if n == self.timer => self.handle(I::Refused { answered: false }),
             (S::Inviting, I::Refused { answered }) => {
                 let mut out = if answered { vec![O::Ack, O::Bye] } else { vec![] };
                 out.extend([O::StopReceive, O::Failed]);
@@ -214,7 +219,22 @@ impl Call {
     fn invite(&mut self) -> Vec<CallOutput> {
         self.state = CallState::Inviting;
         self.timer += 1;
-        vec![CallOutput::Invite]
+        vec![CallOutput::Invite, CallOutput::After(ANSWER, self.timer)]
+    }
+
+    /// The end of an INVITE nobody waited for. Somebody may want the stream again meanwhile.
+    fn cancelled(&mut self, answered: bool) -> Vec<CallOutput> {
+        use CallOutput as O;
+        let mut out = if answered { vec![O::Ack, O::Bye] } else { vec![] };
+        out.push(O::StopReceive);
+        if self.wanted && self.live && !self.leaving {
+            self.state = CallState::Resting;
+            out.extend(if self.online { self.invite() } else { vec![O::Failed] });
+        } else {
+            self.state = CallState::Closed;
+            out.push(O::Close);
+        }
+        out
     }
 
     /// After a failure: wait for the next try, or end.
@@ -278,7 +298,9 @@ mod tests {
 
     fn run(live: bool, inputs: &[CallInput]) -> Vec<CallOutput> {
         let mut call = Call::new(live, LINGER);
-        inputs.iter().flat_map(|i| call.handle(*i)).collect()
+        let out = inputs.iter().flat_map(|i| call.handle(*i));
+        // The limit of an answer is a test of its own.
+        out.filter(|o| !matches!(o, O::After(ANSWER, _))).collect()
     }
 
     #[test]
@@ -313,6 +335,25 @@ mod tests {
     }
 
     #[test]
+    fn whoever_comes_back_while_it_is_cancelled_is_served() {
+        let out = run(true, &[I::Want, I::Idle, I::Want, I::Refused { answered: false }, I::Answered]);
+        assert_eq!(out, [O::Invite, O::Cancel, O::StopReceive, O::Invite, O::Ack, O::Receive]);
+        let out = run(true, &[I::Want, I::Idle, I::Want, I::Answered]);
+        assert_eq!(out[2..], [O::Ack, O::Bye, O::StopReceive, O::Invite]);
+        let out = run(true, &[I::Want, I::Shutdown, I::Want, I::Answered]);
+        assert_eq!(out[2..], [O::Ack, O::Bye, O::StopReceive, O::Close]);
+    }
+
+    #[test]
+    fn an_answer_that_is_lost_does_not_hold_the_channel() {
+        let mut call = Call::new(true, LINGER);
+        let Some(O::After(ANSWER, n)) = call.handle(I::Want).pop() else { panic!("it has a limit") };
+        let out = call.handle(I::Timer(n));
+        assert_eq!(out[..2], [O::StopReceive, O::Failed]);
+        assert_eq!(call.state(), CallState::Resting);
+    }
+
+    #[test]
     fn losses_are_retried_later_each_time_and_not_while_the_device_is_away() {
         let mut call = Call::new(true, LINGER);
         call.handle(I::Want);
@@ -321,7 +362,7 @@ mod tests {
             let out = call.handle(I::Refused { answered: false });
             let Some(O::After(wait, n)) = out.last() else { panic!("{out:?}") };
             waits.push(wait.as_millis());
-            assert_eq!(call.handle(I::Timer(*n)), [O::Invite]);
+            assert_eq!(call.handle(I::Timer(*n))[0], O::Invite);
         }
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
         call.handle(I::Answered);
@@ -331,7 +372,7 @@ mod tests {
         assert!(matches!(lost[3], O::After(RETRY_FIRST, _)), "{lost:?}");
         assert_eq!(call.handle(I::Offline), []);
         assert_eq!(call.handle(I::Want), [O::Failed]);
-        assert_eq!(call.handle(I::Online), [O::Invite]);
+        assert_eq!(call.handle(I::Online)[0], O::Invite);
     }
     const RETRY_FIRST: Duration = RETRY.0;
 

@@ -46,6 +46,8 @@ pub struct DeviceClass {
     pub id: String,
     /// `id` is a prefix.
     pub prefix: bool,
+    /// Devices behind a prefix.
+    pub max: usize,
     /// Area of its channels.
     pub area: Option<String>,
     /// Edition it speaks; `None`: as it says, else 2016.

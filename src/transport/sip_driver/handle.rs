@@ -10,7 +10,7 @@ use super::{BoundListener, Listener, SipEvent, TlsClient, UserId};
 use crate::proto::sip::endpoint::{ApiError, ClientTxId, Counts, ServerTxId};
 use crate::proto::sip::message::{ConnId, Flow, Request, Response};
 use crate::transport::sockopt::BindError;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
@@ -45,7 +45,7 @@ pub(super) enum Command {
     RegisterUser(UserId, Vec<Route>, Reply<mpsc::Receiver<SipEvent>>),
     SetRoutes(UserId, Vec<Route>, Reply<()>),
     RemoveUser(UserId, Reply<()>),
-    Claim { user: UserId, code: String, conn: Option<ConnId> },
+    Claim { user: UserId, code: String, ip: IpAddr, conn: Option<ConnId> },
     Unclaim(UserId, String),
     Request { user: UserId, flow: Flow, via_sent_by: Option<String>, request: Request, reply: Reply<ClientTxId> },
     Ack { user: UserId, flow: Flow, via_sent_by: Option<String>, request: Request, reply: Reply<()> },
@@ -93,10 +93,11 @@ impl SipHandle {
     }
 
     /// Requests whose From names `code` are `user`'s from now on, wherever they come from, but for those of a platform
-    /// another user's route names by address and code. On `conn`, where given, messages may be as large as a known
-    /// peer's. Not answered: at the bound of 20,000 codes the claim has no effect.
-    pub async fn claim(&self, user: &UserId, code: &str, conn: Option<ConnId>) {
-        let _ = self.commands.send(Command::Claim { user: user.clone(), code: code.to_owned(), conn }).await;
+    /// another user's route names by address and code. The address of `flow` may send as much as a known peer, and
+    /// messages as large on its connection. Not answered: at the bound of 20,000 codes the claim has no effect.
+    pub async fn claim(&self, user: &UserId, code: &str, flow: &Flow) {
+        let (ip, conn) = (flow.peer.ip(), flow.conn);
+        let _ = self.commands.send(Command::Claim { user: user.clone(), code: code.to_owned(), ip, conn }).await;
     }
 
     /// Takes a claim back.

@@ -297,15 +297,21 @@ impl SipDriver {
                 self.limiter.trust(now, self.routes.peer_ips());
                 let _ = reply.send(Ok(()));
             }
-            Command::Claim { user, code, conn } => {
-                if !self.routes.claim(code, &user) {
-                    tracing::warn!(%user, "too many devices: this one is known by its address alone");
+            Command::Claim { user, code, ip, conn } => {
+                if self.routes.claim(code, &user, ip) {
+                    self.limiter.trust_also(now, ip);
+                } else {
+                    tracing::warn!(%user, "too many devices: this one's requests are taken for a stranger's");
                 }
                 if let Some(conn) = conn.and_then(|c| self.conns.get(&c)) {
                     conn.known.store(true, std::sync::atomic::Ordering::Relaxed);
                 }
             }
-            Command::Unclaim(user, code) => self.routes.unclaim(&code, &user),
+            Command::Unclaim(user, code) => {
+                if let Some(ip) = self.routes.unclaim(&code, &user).filter(|ip| !self.routes.knows(*ip)) {
+                    self.limiter.distrust(ip);
+                }
+            }
             Command::Request { user, flow, via_sent_by, request, reply } => {
                 if !self.users.contains_key(&user) {
                     let _ = reply.send(Err(HandleError::UnknownUser(user)));

@@ -79,6 +79,16 @@ impl RateLimiter {
             peers.into_iter().map(|ip| (ip, old.get(&ip).copied().unwrap_or(Bucket { full_at: now }))).collect();
     }
 
+    /// One more trusted address.
+    pub(super) fn trust_also(&mut self, now: Instant, ip: IpAddr) {
+        self.trusted.entry(ip).or_insert(Bucket { full_at: now });
+    }
+
+    /// No longer trusted.
+    pub(super) fn distrust(&mut self, ip: IpAddr) {
+        self.trusted.remove(&ip);
+    }
+
     pub(super) fn is_trusted(&self, ip: IpAddr) -> bool {
         self.trusted.contains_key(&ip)
     }

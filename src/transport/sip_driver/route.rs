@@ -95,8 +95,10 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(super) struct RouteTable {
     entries: Vec<Entry>,
-    /// Codes in From that belong to a user, whatever address they come from.
-    codes: HashMap<String, UserId>,
+    /// Codes in From that belong to a user, whatever address they come from, and the address they were claimed at.
+    codes: HashMap<String, (UserId, IpAddr)>,
+    /// Those addresses, with how many codes each.
+    sources: HashMap<IpAddr, usize>,
     /// By Call-ID.
     calls: HashMap<String, Vec<UserId>>,
     call_order: VecDeque<String>,
@@ -113,7 +115,11 @@ impl RouteTable {
 
     pub(super) fn remove(&mut self, user: &UserId) {
         self.entries.retain(|e| e.user != *user);
-        self.codes.retain(|_, owner| owner != user);
+        self.codes.retain(|_, (owner, _)| owner != user);
+        self.sources.clear();
+        for (_, ip) in self.codes.values() {
+            *self.sources.entry(*ip).or_default() += 1;
+        }
         self.calls.retain(|_, users| {
             users.retain(|u| u != user);
             !users.is_empty()
@@ -121,26 +127,48 @@ impl RouteTable {
         self.call_order.retain(|call_id| self.calls.contains_key(call_id));
     }
 
-    /// From now on requests whose From names `code` are `user`'s, unless a route names that very platform. False at the
-    /// bound.
-    pub(super) fn claim(&mut self, code: String, user: &UserId) -> bool {
+    /// From now on requests whose From names `code` are `user`'s, unless a route names that very platform. `ip` is where
+    /// it is now. False at the bound.
+    pub(super) fn claim(&mut self, code: String, user: &UserId, ip: IpAddr) -> bool {
         if self.codes.len() >= MAX_CODES && !self.codes.contains_key(&code) {
             return false;
         }
-        self.codes.insert(code, user.clone());
+        let before = self.codes.insert(code, (user.clone(), ip));
+        *self.sources.entry(ip).or_default() += 1;
+        if let Some((_, old)) = before {
+            self.release(old);
+        }
         true
     }
 
-    /// Takes a claim back.
-    pub(super) fn unclaim(&mut self, code: &str, user: &UserId) {
-        if self.codes.get(code) == Some(user) {
-            self.codes.remove(code);
+    /// Takes a claim back; the address it was made at.
+    pub(super) fn unclaim(&mut self, code: &str, user: &UserId) -> Option<IpAddr> {
+        let (_, ip) = self.codes.get(code).filter(|(owner, _)| owner == user)?;
+        let ip = *ip;
+        self.codes.remove(code);
+        self.release(ip);
+        Some(ip)
+    }
+
+    fn release(&mut self, ip: IpAddr) {
+        if let Some(count) = self.sources.get_mut(&ip) {
+            *count -= 1;
+            if *count == 0 {
+                self.sources.remove(&ip);
+            }
         }
     }
 
-    /// Every address some route names.
+    /// Whether some route names this address, or somebody claimed a code from there.
+    pub(super) fn knows(&self, ip: IpAddr) -> bool {
+        self.sources.contains_key(&ip)
+            || self.entries.iter().flat_map(|e| &e.routes).flat_map(|r| &r.peers).any(|p| p.ip == ip)
+    }
+
+    /// Every address some route names, and those of codes.
     pub(super) fn peer_ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.entries.iter().flat_map(|e| &e.routes).flat_map(|r| &r.peers).map(|p| p.ip)
+        let named = self.entries.iter().flat_map(|e| &e.routes).flat_map(|r| &r.peers).map(|p| p.ip);
+        named.chain(self.sources.keys().copied())
     }
 
     /// The user a request belongs to. Inside a dialog (`call_id` given) the dialog's user comes first, if the source is
@@ -148,12 +176,14 @@ impl RouteTable {
     pub(super) fn find(&self, marks: &Marks<'_>, call_id: Option<&str>) -> Option<&UserId> {
         let users = call_id.and_then(|c| self.calls.get(c));
         users.and_then(|users| self.best_of(marks, |user| users.contains(user))).map(|(_, user)| user).or_else(|| {
-            let best = self.best_of(marks, |_| true);
+            // Whoever is nobody's peer has no business with the registrar but to register: anything else of a stranger
+            // is answered without a trace.
+            let best = self.best_of(marks, |user| !self.is_registrar(user));
             let (score, user) = best.map_or((0, None), |(score, user)| (score, Some(user)));
             if score >= SERVER {
                 return user;
             }
-            let claimed = marks.from_user.and_then(|code| self.codes.get(code));
+            let claimed = marks.from_user.and_then(|code| self.codes.get(code)).map(|(user, _)| user);
             let registrar = || {
                 let takes = |e: &&Entry| e.routes.iter().any(|r| r.registrar && r.score(marks).is_some());
                 self.entries.iter().find(takes).filter(|_| marks.register).map(|e| &e.user)
@@ -169,6 +199,10 @@ impl RouteTable {
         self.best_of(&marks, |_| true)
             .map(|(_, user)| user)
             .filter(|user| self.entries.iter().any(|e| e.user == **user && named(e)))
+    }
+
+    fn is_registrar(&self, user: &UserId) -> bool {
+        self.entries.iter().any(|e| e.user == *user && e.routes.iter().any(|r| r.registrar))
     }
 
     fn best_of(&self, marks: &Marks<'_>, among: impl Fn(&UserId) -> bool) -> Option<(u8, &UserId)> {
@@ -298,9 +332,10 @@ mod tests {
         let message = marks("10.0.0.1:6060", device, LOCAL);
         assert_eq!(found(&table, &message), Some("psb"));
         let registrar = UserId::new("registrar");
-        assert!(table.claim(device.into(), &registrar));
+        let here = "10.0.0.1".parse().unwrap();
+        assert!(table.claim(device.into(), &registrar, here));
         assert_eq!(found(&table, &message), Some("registrar"));
-        assert!(table.claim(SERVER.into(), &registrar));
+        assert!(table.claim(SERVER.into(), &registrar, here));
         assert_eq!(
             found(&table, &marks("10.0.0.1:6060", SERVER, LOCAL)),
             Some("psb"),
@@ -308,10 +343,16 @@ mod tests {
         );
         table.unclaim(device, &registrar);
         assert_eq!(found(&table, &message), Some("psb"));
+        let stranger = marks("10.9.9.9:5060", device, LOCAL);
+        assert_eq!(found(&table, &stranger), None, "who is not registered may register, and nothing else");
+        assert_eq!(found(&table, &Marks { register: true, ..stranger }), Some("registrar"));
+        table.claim("1".into(), &registrar, "10.9.9.9".parse().unwrap());
+        table.claim("1".into(), &registrar, "10.9.9.8".parse().unwrap());
+        assert!(table.knows("10.9.9.8".parse().unwrap()) && !table.knows("10.9.9.9".parse().unwrap()));
         for n in 0..MAX_CODES {
-            table.claim(n.to_string(), &registrar);
+            table.claim(n.to_string(), &registrar, here);
         }
-        assert!(!table.claim("more".into(), &registrar) && table.claim("7".into(), &registrar));
+        assert!(!table.claim("more".into(), &registrar, here) && table.claim("7".into(), &registrar, here));
         table.remove(&registrar);
         assert!(table.codes.is_empty());
     }

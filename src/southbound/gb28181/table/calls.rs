@@ -194,7 +194,12 @@ impl DeviceTable {
                     }
                     if let Some(seat) = entry.seat {
                         match entry.purpose {
-                            Purpose::Live if self.closing.is_none() => seat.close(),
+                            // Its viewers stay as long as its channel is there.
+                            Purpose::Live
+                                if self.closing.is_none() && self.channels.contains_key(&entry.key.channel) =>
+                            {
+                                seat.close();
+                            }
                             _ => seat.remove(),
                         }
                     }
@@ -349,11 +354,11 @@ impl DeviceTable {
         }
     }
 
-    pub(super) async fn on_invite_failed(&mut self, token: u64, _status: u16, why: &str) {
-        if let Some(entry) = self.calls.get_mut(&token) {
-            entry.invite = None;
-            entry.failure = failure("no_answer", why);
-        }
+    pub(super) async fn on_invite_failed(&mut self, token: u64, tx: ClientTxId) {
+        // That of an INVITE given up long ago says nothing about a newer one.
+        let Some(entry) = self.calls.get_mut(&token).filter(|e| e.invite == Some(tx)) else { return };
+        entry.invite = None;
+        entry.failure = failure("no_answer", "the device did not answer");
         self.feed(token, CallInput::Refused { answered: false }).await;
     }
 
@@ -371,11 +376,12 @@ impl DeviceTable {
         let _ = self.send(flow, request, Pending::Goodbye).await;
     }
 
-    /// Where a session's requests go: to its device, wherever that is registered from now.
+    /// Where a session's requests go: to where it was answered from; over a connection, to the one its device has now.
     fn session_flow(&self, token: u64) -> Option<Flow> {
         let entry = self.calls.get(&token)?;
         let dialog = entry.dialog.as_ref().map(Dialog::flow);
-        self.devices.get(&entry.device).map(|d| d.flow).or(dialog)
+        let device = self.devices.get(&entry.device).map(|d| d.flow);
+        dialog.filter(|flow| !flow.transport.is_reliable()).or(device).or(dialog)
     }
 
     async fn acknowledge(&mut self, token: u64) {
@@ -465,8 +471,9 @@ impl DeviceTable {
         }
     }
 
-    pub(super) async fn on_bye(&mut self, tx: ServerTxId, request: Request, flow: Flow) {
+    pub(super) async fn on_bye(&mut self, tx: ServerTxId, request: Request, flow: Flow, device: DeviceId) {
         let token = request.headers.call_id().and_then(|c| self.call_by_id(c));
+        let token = token.filter(|token| self.calls[token].device == device);
         let Some(token) = token else {
             return self.respond(tx, &request, &flow, 481, "no such session").await;
         };
@@ -479,7 +486,7 @@ impl DeviceTable {
 
     /// The device has sent a recording to its end (MediaStatus 121) [GB/T28181-2022 9.8.3].
     pub(super) fn record_finished(&mut self, call_id: Option<&str>, channel: &DeviceId, device: &DeviceId) {
-        let by_call = call_id.and_then(|c| self.call_by_id(c));
+        let by_call = call_id.and_then(|c| self.call_by_id(c)).filter(|token| self.calls[token].device == *device);
         // Some devices say it outside the session: then it is the only recording of that channel.
         let token = by_call.or_else(|| {
             let mut found = self.calls.iter().filter(|(_, c)| {

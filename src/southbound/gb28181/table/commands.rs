@@ -72,7 +72,7 @@ impl DeviceTable {
             None => None,
         };
         let wanted = Wanted::Command { reply, list };
-        self.ask(device_id, own_id, sn, message.cmd_type.clone(), wanted, request).await;
+        self.ask(device_id, sn, message.cmd_type.clone(), wanted, request).await;
     }
 
     /// Whoever resets a device's alarm wants to hear of the next one, whatever the device makes of it
@@ -105,25 +105,17 @@ impl DeviceTable {
     }
 
     /// Sends a query and waits for its answer, without waiting here.
-    pub(super) async fn ask(
-        &mut self,
-        device: DeviceId,
-        subject: DeviceId,
-        sn: u32,
-        cmd_type: String,
-        wanted: Wanted,
-        request: Request,
-    ) {
+    pub(super) async fn ask(&mut self, device: DeviceId, sn: u32, cmd_type: String, wanted: Wanted, request: Request) {
         let Some(flow) = self.devices.get(&device).map(|d| d.flow) else { return };
         if self.queries.len() >= MAX_QUERIES {
             return self
                 .answer_query(
-                    Query::new(device, subject, cmd_type, wanted),
+                    Query::new(device, cmd_type, wanted),
                     Err(CommandError::Busy("too many questions are open")),
                 )
                 .await;
         }
-        self.queries.insert(sn, Query::new(device, subject, cmd_type, wanted));
+        self.queries.insert(sn, Query::new(device, cmd_type, wanted));
         self.after(messages::ANSWER_LIMIT, Timer::Query(sn));
         if self.send(flow, request, Pending::Message { device, sn: Some(sn) }).await.is_err()
             && let Some(query) = self.queries.remove(&sn)

@@ -21,7 +21,9 @@ use crate::store::NewItem;
 const SUBSCRIBE_FOR: Duration = Duration::from_secs(3600);
 /// Of the Event header of catalogue subscriptions: a device has one of ours.
 const EVENT_ID: u32 = 1;
-/// A catalogue that failed is asked for again after this.
+/// So long a device may keep the slot of a catalogue query without having begun to answer.
+const SLOT: Duration = Duration::from_secs(10);
+/// A catalogue that failed is asked for again after this, and later each time.
 const RETRY: Duration = Duration::from_secs(60);
 /// News that demand the whole catalogue come in bursts.
 const SOON: Duration = Duration::from_secs(2);
@@ -63,6 +65,8 @@ struct Subscription {
     dialog: Option<Box<Dialog>>,
     /// A NOTIFY has come.
     heard: bool,
+    /// SUBSCRIBE is out.
+    asked: bool,
     /// Tells old timers from new ones.
     round: u32,
 }
@@ -76,6 +80,11 @@ pub(super) struct Inventory {
     subscriptions: [Subscription; 2],
     /// Tells old timers from new ones.
     round: u32,
+    /// A catalogue query is open; another is wanted once it is over.
+    asking: bool,
+    again: bool,
+    /// Catalogue queries in a row that came to nothing.
+    failures: u32,
     pub(super) had_at_ms: Option<i64>,
     pub(super) policies: Vec<&'static str>,
     pub(super) failure: String,
@@ -84,8 +93,9 @@ pub(super) struct Inventory {
 }
 
 impl Inventory {
-    pub(super) fn items(&self) -> impl Iterator<Item = &Item> {
-        self.items.values()
+    /// By the device's own identifiers.
+    pub(super) fn items(&self) -> impl Iterator<Item = (&DeviceId, &Item)> {
+        self.items.iter()
     }
 
     /// Those that can be played.
@@ -113,6 +123,7 @@ impl Inventory {
         let subscription = &mut self.subscriptions[topic as usize];
         subscription.dialog = None;
         subscription.heard = false;
+        subscription.asked = false;
         subscription.round += 1;
     }
 
@@ -125,9 +136,14 @@ impl Inventory {
         Some(topic)
     }
 
-    /// The code of ours for what a device names: one of its items, or the device itself.
-    pub(super) fn code_of(&self, own_id: &DeviceId) -> Option<Arc<str>> {
-        self.items.get(own_id).map(|item| item.code.clone())
+    /// Where something a device names stands: at a channel or node of it, at the device itself, or at its only channel,
+    /// where the device is not shown.
+    pub(super) fn place_of(&self, own_id: &DeviceId, device: &DeviceId) -> DeviceId {
+        let shown = |i: &&Item| i.playable || i.item.device_id.is_code20();
+        let named = self.items.get(own_id).filter(shown).map(|i| &i.code);
+        let mut channels = self.items.values().filter(|i| i.playable).map(|i| &i.code);
+        let only = channels.next().filter(|_| self.node.is_none() && channels.next().is_none());
+        named.or(only).and_then(|code| DeviceId::parse(code).ok()).unwrap_or(*device)
     }
 
     /// True when that is news.
@@ -222,13 +238,38 @@ impl DeviceTable {
 
     /// Asks a device who it is and what it has, when its turn comes.
     pub(super) async fn interview(&mut self, id: DeviceId) {
-        if !self.interviews.contains(&id) {
-            self.interviews.push_back(id);
+        let Some(device) = self.devices.get_mut(&id) else { return };
+        if device.inventory.asking {
+            device.inventory.again = true;
+            return;
         }
+        device.inventory.asking = true;
+        self.interviews.push_back(id);
         self.next_interviews().await;
     }
 
-    pub(super) fn interview_over(&mut self) {
+    /// A catalogue query is over; `slot`: it still held its slot.
+    pub(super) fn interview_over(&mut self, id: &DeviceId, slot: bool) {
+        if let Some(device) = self.devices.get_mut(id) {
+            device.inventory.asking = false;
+            if std::mem::take(&mut device.inventory.again) {
+                self.catalog_after(*id, SOON);
+            }
+        }
+        if slot {
+            self.free_slot();
+        }
+    }
+
+    /// A device that is slow to begin does not keep the others waiting; its query stays open.
+    pub(super) async fn slot_overdue(&mut self, device: &DeviceId, sn: u32) {
+        let held = |q: &mut super::messages::Query| q.device == *device && std::mem::take(&mut q.slot);
+        if self.queries.get_mut(&sn).is_some_and(held) {
+            self.free_slot();
+        }
+    }
+
+    fn free_slot(&mut self) {
         self.interviewing = self.interviewing.saturating_sub(1);
         // The next one is begun from the loop: this is called while others are being answered.
         if !self.interviews.is_empty() {
@@ -239,7 +280,11 @@ impl DeviceTable {
     pub(super) async fn next_interviews(&mut self) {
         while self.interviewing < INTERVIEWS {
             let Some(id) = self.interviews.pop_front() else { return };
-            let Some(device) = self.devices.get_mut(&id).filter(|d| d.state == DeviceState::Online) else { continue };
+            let Some(device) = self.devices.get_mut(&id) else { continue };
+            if device.state != DeviceState::Online {
+                device.inventory.asking = false;
+                continue;
+            }
             device.inventory.round += 1;
             let (flow, profile) = (device.flow, device.profile);
             self.interviewing += 1;
@@ -250,7 +295,10 @@ impl DeviceTable {
                 let sn = self.next_sn();
                 let body = query::query(profile, sn, &id, &kind);
                 let request = self.message(&flow, &id, body);
-                self.ask(id, id, sn, kind.kind().as_str().to_owned(), wanted, request).await;
+                if matches!(wanted, Wanted::Catalog) {
+                    self.after(SLOT, Timer::Slot(id, sn));
+                }
+                self.ask(id, sn, kind.kind().as_str().to_owned(), wanted, request).await;
             }
         }
     }
@@ -278,7 +326,10 @@ impl DeviceTable {
         tracing::warn!(device = %id, reason = %why, "no catalogue");
         if let Some(device) = self.devices.get_mut(&id) {
             device.inventory.failure = why;
-            self.catalog_after(id, RETRY);
+            device.inventory.failures += 1;
+            let wait = RETRY * 2u32.saturating_pow(device.inventory.failures.min(10) - 1);
+            let wait = wait.min(device.class.catalog_interval.max(RETRY));
+            self.catalog_after(id, wait);
         }
     }
 
@@ -319,8 +370,11 @@ impl DeviceTable {
             })
             .collect();
         // A device's own code is its own, and no item of another's may take it.
-        let devices = self.devices.keys().filter(|d| **d != id || plan.items.len() > 1).map(ToString::to_string);
-        let reserved: Vec<String> = self.cfg.reserved.iter().cloned().chain(devices).collect();
+        let (devices, configured) = (&self.devices, &self.cfg.reserved);
+        let reserved = self.reserved.get_or_insert_with(|| {
+            Arc::new(configured.iter().cloned().chain(devices.keys().map(ToString::to_string)).collect())
+        });
+        let reserved = Arc::clone(reserved);
         let (store, at) = (self.deps.store.clone(), self.now_ms());
         let whole = plan.whole;
         self.jobs.spawn(async move {
@@ -336,6 +390,7 @@ impl DeviceTable {
         };
         let ms = self.now_ms();
         let Some(device) = self.devices.get_mut(&id) else { return };
+        device.inventory.failures = 0;
         let before: Vec<(Arc<str>, bool)> =
             device.inventory.items.values().map(|i| (i.code.clone(), i.playable)).collect();
         if plan.whole {
@@ -352,9 +407,11 @@ impl DeviceTable {
         let channels = device.inventory.channels();
         tracing::info!(device = %id, items = found, channels, whole = plan.whole, odd = ?device.inventory.policies,
             "catalogue of a device");
-        let now: HashSet<Arc<str>> = device.inventory.items.values().map(|i| i.code.clone()).collect();
+        // What turned from a channel into a folder, or back, leaves its old place too.
+        let now: HashSet<(Arc<str>, bool)> =
+            device.inventory.items.values().map(|i| (i.code.clone(), i.playable)).collect();
         let (class, online) = (device.class.clone(), device.state == DeviceState::Online);
-        for (code, playable) in before.into_iter().filter(|(code, _)| !now.contains(code)) {
+        for (code, playable) in before.into_iter().filter(|was| !now.contains(was)) {
             self.channels.remove(&code);
             if playable {
                 self.deps.directory.remove(code).await;
@@ -363,12 +420,15 @@ impl DeviceTable {
             }
         }
         self.publish(&id).await;
-        self.tell_states(&id).await;
+        self.tell_states(&id, None).await;
         if online {
             self.catalog_after(id, if plan.whole { class.catalog_interval } else { RETRY });
             let topics = [(Topic::Catalog, class.catalog_subscribe), (Topic::Alarm, class.alarm_subscribe)];
             for (topic, _) in topics.into_iter().filter(|(_, wanted)| *wanted) {
-                let there = |d: &Device| d.inventory.subscriptions[topic as usize].dialog.is_some();
+                let there = |d: &Device| {
+                    let subscription = &d.inventory.subscriptions[topic as usize];
+                    subscription.dialog.is_some() || subscription.asked
+                };
                 if !self.devices.get(&id).is_some_and(there) {
                     self.subscribe(id, topic).await;
                 }
@@ -418,8 +478,12 @@ impl DeviceTable {
         let inventory = &mut device.inventory;
         // A camera that is its own only channel needs no folder above it.
         let alone = inventory.items.len() == 1;
-        let shown =
-            id.is_code20() && !alone && !matches!(id.kind(), IdKind::BusinessGroup | IdKind::VirtualOrganisation);
+        let group = matches!(id.kind(), IdKind::BusinessGroup | IdKind::VirtualOrganisation);
+        // Nor one whose code a channel has.
+        let taken = self.cfg.reserved.iter().any(|code| code == id.as_str())
+            || inventory.items.values().any(|i| i.playable && *i.code == *id.as_str())
+            || self.channels.get(id.as_str()).is_some_and(|(device, _)| device != id);
+        let shown = id.is_code20() && !alone && !group && !taken;
         inventory.node = (shown && inventory.channels() > 0).then_some(*id);
         let area: Option<Arc<str>> = device.class.area.as_deref().map(Into::into);
         let mut channels = Vec::new();
@@ -486,7 +550,12 @@ impl DeviceTable {
         request.headers.push("Content-Type", "Application/MANSCDP+xml");
         request.body = body.into();
         let pending = Pending::Subscribe { device: id, topic, request: Box::new(request.clone()) };
-        let _ = self.send(flow, request, pending).await;
+        if self.send(flow, request, pending).await.is_err() {
+            return self.subscription_failed(id, topic, 0);
+        }
+        if let Some(device) = self.devices.get_mut(&id) {
+            device.inventory.subscriptions[topic as usize].asked = true;
+        }
     }
 
     pub(super) fn on_subscribed(
@@ -503,6 +572,7 @@ impl DeviceTable {
         let Some(device) = self.devices.get_mut(&id) else { return };
         let granted = response.headers.expires().map_or(SUBSCRIBE_FOR, |s| Duration::from_secs(u64::from(s)));
         let subscription = &mut device.inventory.subscriptions[topic as usize];
+        subscription.asked = false;
         if subscription.dialog.is_none() {
             match Dialog::uac(request, response, flow) {
                 Ok(dialog) => subscription.dialog = Some(Box::new(dialog)),
@@ -518,6 +588,11 @@ impl DeviceTable {
         if let Some(device) = self.devices.get_mut(&id) {
             tracing::info!(device = %id, ?topic, status, "no subscription: its catalogue is polled, alarms come by MESSAGE");
             device.inventory.end_subscription(topic);
+            // One that was ended is asked for again; one that is refused with the next catalogue.
+            if status == 0 {
+                let round = device.inventory.subscriptions[topic as usize].round;
+                self.after(RETRY, Timer::Subscription(id, topic, round));
+            }
         }
     }
 

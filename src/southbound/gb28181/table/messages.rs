@@ -13,6 +13,10 @@ use crate::proto::sip::header;
 
 /// An answer in one message comes within this, or never. Upper platforms wait 10 s and more.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(8);
+/// Alarms of one device that are being stored, and answers of ours that it has not acknowledged, at most: one device must
+/// not take the room of all.
+const MAX_ALARMS: usize = 64;
+const MAX_ANSWERS: usize = 32;
 /// A list another platform waits for: it must begin and go on sooner than a catalogue nobody waits for.
 const COMMAND_LIST: AssemblyLimits = AssemblyLimits {
     first: Duration::from_secs(12),
@@ -65,14 +69,15 @@ enum Gathering {
 /// A question that is open.
 pub(super) struct Query {
     pub(super) device: DeviceId,
-    subject: DeviceId,
+    /// It holds one of the slots for catalogue queries.
+    pub(super) slot: bool,
     cmd_type: String,
     wanted: Wanted,
     gathering: Gathering,
 }
 
 impl Query {
-    pub(super) fn new(device: DeviceId, subject: DeviceId, cmd_type: String, wanted: Wanted) -> Self {
+    pub(super) fn new(device: DeviceId, cmd_type: String, wanted: Wanted) -> Self {
         let gathering = match &wanted {
             Wanted::Catalog => Gathering::Catalog(Box::new(Assembly::new(AssemblyLimits::default(), clock::now()))),
             Wanted::Command { list: Some(_), .. } => {
@@ -80,7 +85,8 @@ impl Query {
             }
             _ => Gathering::One,
         };
-        Query { device, subject, cmd_type, wanted, gathering }
+        let slot = matches!(wanted, Wanted::Catalog);
+        Query { device, slot, cmd_type, wanted, gathering }
     }
 
     fn next_timeout(&self) -> Option<Instant> {
@@ -126,8 +132,9 @@ impl DeviceTable {
         let Some(device) = device else {
             return self.respond(tx, &request, &flow, 403, "register first").await;
         };
-        self.registrar.touch(now, &device, &flow);
+        let verdict = self.registrar.touch(now, &device, &flow);
         self.respond(tx, &request, &flow, 200, "").await;
+        self.heard(device, &flow, verdict, "message").await;
         match incoming.root {
             Root::Response => self.on_answer(device, incoming, request.body.len()).await,
             Root::Notify if notify::read_media_status(&incoming).is_some() => {
@@ -148,7 +155,9 @@ impl DeviceTable {
         let Some(topic) = self.devices.get_mut(&device).and_then(|d| d.inventory.notified(&request)) else {
             return self.respond(tx, &request, &flow, 481, "no such subscription").await;
         };
+        let verdict = self.registrar.touch(clock::now(), &device, &flow);
         self.respond(tx, &request, &flow, 200, "").await;
+        self.heard(device, &flow, verdict, "notify").await;
         let over = request
             .headers
             .get("Subscription-State")
@@ -157,8 +166,8 @@ impl DeviceTable {
             match incoming.root {
                 Root::Notify if incoming.is(Root::Notify, "Catalog") => self.on_catalog_news(device, &incoming).await,
                 Root::Notify if incoming.is(Root::Notify, "Alarm") => self.on_alarm(device, &incoming),
-                // 2016's sample: a whole answer inside a NOTIFY.
-                Root::Response => self.on_answer(device, incoming, request.body.len()).await,
+                // 2016's sample, and what 2011 has: items in the form of an answer.
+                Root::Response if topic == Topic::Catalog => self.catalog_soon(device),
                 _ => {}
             }
         }
@@ -171,11 +180,15 @@ impl DeviceTable {
     fn on_alarm(&mut self, device: DeviceId, incoming: &Incoming) {
         let subject = incoming.device_id;
         let Some(alarm) = notify::Alarm::read(incoming) else {
-            return tracing::warn!(%device, channel = %subject, "an alarm without priority, method or time: not answered");
+            return tracing::debug!(%device, channel = %subject, "an alarm without priority, method or time: not answered");
         };
-        let code = self.devices.get(&device).and_then(|d| d.inventory.code_of(&subject));
-        // Of the device itself, or of a zone its catalogue does not show: then it is the device's.
-        let channel = code.and_then(|code| DeviceId::parse(&code).ok()).unwrap_or(device);
+        let Some(d) = self.devices.get_mut(&device) else { return };
+        if d.alarms >= MAX_ALARMS {
+            // It has not been answered: the device sends it again.
+            return tracing::debug!(%device, "alarms of this device come faster than they can be kept");
+        }
+        d.alarms += 1;
+        let channel = d.inventory.place_of(&subject, &device);
         let event = AlarmEvent::of(channel, subject, incoming.sn, alarm, self.now_ms());
         let receipt = self.deps.alarms.submit(event);
         let sn = incoming.sn;
@@ -184,6 +197,11 @@ impl DeviceTable {
 
     /// The alarm is on the disk: the device may forget it.
     pub(super) async fn alarm_kept(&mut self, device: DeviceId, subject: DeviceId, sn: u32, receipt: Receipt) {
+        let Some(d) = self.devices.get_mut(&device) else { return };
+        d.alarms = d.alarms.saturating_sub(1);
+        if d.answers >= MAX_ANSWERS {
+            return tracing::debug!(%device, "the device acknowledges nothing: it is answered no more for now");
+        }
         if let Receipt::Refused(why) = &receipt {
             tracing::warn!(%device, channel = %subject, error = %why, "an alarm was not taken: the device sends it again");
             return;
@@ -191,22 +209,30 @@ impl DeviceTable {
         let Some((flow, profile)) = self.devices.get(&device).map(|d| (d.flow, d.profile)) else { return };
         let body = response::result(profile, "Alarm", sn, &subject, true);
         let request = self.message(&flow, &device, body);
-        let _ = self.send(flow, request, Pending::Message { device, sn: None }).await;
+        if self.send(flow, request, Pending::Answer { device }).await.is_ok()
+            && let Some(d) = self.devices.get_mut(&device)
+        {
+            d.answers += 1;
+        }
     }
 
     /// News of a catalogue: states at once, the rest by asking for the whole.
     async fn on_catalog_news(&mut self, device: DeviceId, incoming: &Incoming) {
         let Some(changes) = read_catalog_notify(incoming) else { return };
         let Some(d) = self.devices.get_mut(&device) else { return };
-        let (mut states, mut whole) = (false, false);
+        let (mut states, mut whole) = (HashSet::new(), false);
         for change in changes {
             match change.event.status() {
-                Some(status) => states |= d.inventory.set_status(&change.device_id, status),
+                Some(status) => {
+                    if d.inventory.set_status(&change.device_id, status) {
+                        states.insert(change.device_id);
+                    }
+                }
                 None => whole = true,
             }
         }
-        if states {
-            self.tell_states(&device).await;
+        if !states.is_empty() {
+            self.tell_states(&device, Some(&states)).await;
         }
         if whole {
             self.catalog_soon(device);
@@ -216,13 +242,15 @@ impl DeviceTable {
     async fn on_answer(&mut self, device: DeviceId, incoming: Incoming, bytes: usize) {
         let fits = |q: &Query| q.device == device && q.cmd_type.eq_ignore_ascii_case(&incoming.cmd_type);
         let mut sn = incoming.sn;
-        if !self.queries.get(&sn).is_some_and(fits) {
-            // Some devices answer with an SN of their own: then it is the only question of that kind.
+        if sn == 0 {
+            // Some devices leave the SN out: then it is the only question of that kind.
             let mut found = self.queries.iter().filter(|(_, q)| fits(q)).map(|(sn, _)| *sn);
-            match (found.next(), found.next()) {
-                (Some(only), None) if incoming.sn == 0 => sn = only,
-                _ => return tracing::debug!(%device, cmd = %incoming.cmd_type, sn, "an answer nobody waits for"),
+            if let (Some(only), None) = (found.next(), found.next()) {
+                sn = only;
             }
+        }
+        if !self.queries.get(&sn).is_some_and(fits) {
+            return tracing::debug!(%device, cmd = %incoming.cmd_type, sn, "an answer nobody waits for");
         }
         let Some(query) = self.queries.get_mut(&sn) else { return };
         let now = clock::now();
@@ -279,11 +307,11 @@ impl DeviceTable {
 
     async fn finish_query(&mut self, now: Instant, sn: u32) {
         let Some(query) = self.queries.remove(&sn) else { return };
-        let Query { device, subject, cmd_type, wanted, gathering } = query;
+        let Query { device, slot, cmd_type, wanted, gathering } = query;
         match gathering {
             Gathering::Catalog(assembly) => {
                 let outcome = assembly.finish(now);
-                self.interview_over();
+                self.interview_over(&device, slot);
                 self.catalog_came(device, outcome).await;
             }
             Gathering::List(assembly, head) => {
@@ -297,7 +325,7 @@ impl DeviceTable {
                         items: outcome.items.into_iter().map(|item| item.0).collect(),
                     }),
                 };
-                let query = Query { device, subject, cmd_type, wanted, gathering: Gathering::One };
+                let query = Query { device, slot, cmd_type, wanted, gathering: Gathering::One };
                 self.answer_query(query, answer).await;
             }
             Gathering::One => {}
@@ -321,7 +349,7 @@ impl DeviceTable {
                 }
             }
             Wanted::Catalog => {
-                self.interview_over();
+                self.interview_over(&query.device, query.slot);
                 let why = answer.err().map_or_else(String::new, |e| e.to_string());
                 self.catalog_failed(query.device, why);
             }
@@ -344,7 +372,7 @@ impl DeviceTable {
             if let Some(query) = self.queries.remove(&sn) {
                 match query.wanted {
                     Wanted::Command { reply, .. } => drop(reply.send(Err(CommandError::Offline))),
-                    Wanted::Catalog => self.interview_over(),
+                    Wanted::Catalog => self.interview_over(&query.device, query.slot),
                     Wanted::DeviceInfo => {}
                 }
             }

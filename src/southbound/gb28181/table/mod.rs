@@ -97,6 +97,10 @@ impl TableHandle {
 
 /// What is being waited for from a client transaction.
 enum Pending {
+    /// An application answer to something the device told us.
+    Answer {
+        device: DeviceId,
+    },
     /// A MESSAGE that asks or tells; the query, if an application answer is due.
     Message {
         device: DeviceId,
@@ -132,6 +136,7 @@ enum Timer {
     Flush,
     Figures,
     Interviews,
+    Slot(DeviceId, u32),
 }
 
 /// What comes back from the store.
@@ -154,6 +159,10 @@ struct Device {
     inventory: Inventory,
     media_failure: String,
     streams: usize,
+    /// Answers of ours that it has not acknowledged.
+    answers: usize,
+    /// Alarms of it that are being stored.
+    alarms: usize,
 }
 
 /// See the file's head.
@@ -165,6 +174,10 @@ pub struct DeviceTable {
     rng: StdRng,
     ssrcs: Option<Generator>,
     classes: Vec<(Arc<DeviceClass>, ChannelLabel)>,
+    /// Of single devices, by code.
+    exact: HashMap<String, usize>,
+    /// Codes no channel may take; made anew when devices come and go.
+    reserved: Option<Arc<HashSet<String>>>,
     devices: HashMap<DeviceId, Device>,
     /// By our code: whose it is, and the device's own identifier of it.
     channels: HashMap<Arc<str>, (DeviceId, DeviceId)>,
@@ -216,6 +229,8 @@ impl DeviceTable {
             registrar,
             ssrcs,
             classes,
+            exact: register::exact_classes(&cfg.classes),
+            reserved: None,
             devices: HashMap::new(),
             channels: HashMap::new(),
             calls: HashMap::new(),
@@ -347,6 +362,7 @@ impl DeviceTable {
                 Timer::Flush => self.flush(),
                 Timer::Figures => self.count_devices(),
                 Timer::Interviews => self.next_interviews().await,
+                Timer::Slot(device, sn) => self.slot_overdue(&device, sn).await,
             }
         }
     }
@@ -387,7 +403,7 @@ impl DeviceTable {
                     ("MESSAGE", device) => self.on_message(now, tx, request, flow, device).await,
                     (_, None) => self.respond(tx, &request, &flow, 403, "register first").await,
                     ("NOTIFY", Some(device)) => self.on_notify(tx, request, flow, device).await,
-                    ("BYE", Some(_)) => self.on_bye(tx, request, flow).await,
+                    ("BYE", Some(device)) => self.on_bye(tx, request, flow, device).await,
                     ("INVITE", Some(_)) => {
                         let why = "a device is invited by the platform; nothing was announced to it";
                         self.respond(tx, &request, &flow, 403, why).await;
@@ -401,15 +417,24 @@ impl DeviceTable {
     /// The registered device a request is from. Inside a session some devices write the channel's code into From: the
     /// session then tells whose it is.
     fn sender(&mut self, now: Instant, id: Option<DeviceId>, request: &Request, flow: &Flow) -> Option<DeviceId> {
-        let by_call = request.headers.call_id().and_then(|c| self.call_by_id(c)).map(|token| self.calls[&token].device);
-        let id = id.filter(|id| self.devices.contains_key(id)).or(by_call)?;
-        self.registrar.authenticate_source(now, &id, flow).map(|_| id)
+        let in_dialog = request.headers.to_tag().is_some();
+        let call = request.headers.call_id().filter(|_| in_dialog).and_then(|c| self.call_by_id(c));
+        let by_call = call.map(|token| self.calls[&token].device);
+        let from = id.filter(|id| self.devices.contains_key(id));
+        by_call.into_iter().chain(from).find(|id| self.registrar.authenticate_source(now, id, flow).is_some())
+    }
+
+    fn answer_taken(&mut self, device: &DeviceId) {
+        if let Some(device) = self.devices.get_mut(device) {
+            device.answers = device.answers.saturating_sub(1);
+        }
     }
 
     async fn on_response(&mut self, tx: ClientTxId, response: Response, flow: Flow) {
         let Some(pending) = self.pending.remove(&tx) else { return };
         let ok = response.status < 300;
         match pending {
+            Pending::Answer { device } => self.answer_taken(&device),
             Pending::Message { device, sn } => {
                 if !ok {
                     self.message_refused(device, sn, response.status).await;
@@ -436,9 +461,10 @@ impl DeviceTable {
 
     async fn on_failed(&mut self, tx: ClientTxId) {
         match self.pending.remove(&tx) {
+            Some(Pending::Answer { device }) => self.answer_taken(&device),
             Some(Pending::Message { device, sn }) => self.message_refused(device, sn, 408).await,
             Some(Pending::Control { reply }) => drop(reply.send(Err(CommandError::Timeout))),
-            Some(Pending::Invite { token, .. }) => self.on_invite_failed(token, 408, "it did not answer").await,
+            Some(Pending::Invite { token, .. }) => self.on_invite_failed(token, tx).await,
             Some(Pending::Subscribe { device, topic, .. }) => self.subscription_failed(device, topic, 408),
             Some(Pending::Info { reply }) => drop(reply.send(Err(CommandError::Timeout))),
             Some(Pending::Goodbye) | None => {}

@@ -39,7 +39,7 @@ impl DeviceTable {
         let kept: Vec<Binding> = self.registrar.bindings().cloned().collect();
         for binding in kept {
             self.put_device(&binding, DeviceState::Silent, "not heard since the restart");
-            self.deps.sip.claim(&self.user, binding.id.as_str(), binding.flow.conn).await;
+            self.deps.sip.claim(&self.user, binding.id.as_str(), &binding.flow).await;
         }
         self.restore_items().await;
     }
@@ -50,6 +50,9 @@ impl DeviceTable {
 
     fn put_device(&mut self, binding: &Binding, state: DeviceState, reason: &'static str) {
         let Some((class, label)) = self.class_of(&binding.id) else { return };
+        if !self.devices.contains_key(&binding.id) {
+            self.reserved = None;
+        }
         let profile = class.profile(binding.version);
         let since_ms = self.now_ms();
         let device = self.devices.entry(binding.id).or_insert_with(|| Device {
@@ -64,6 +67,8 @@ impl DeviceTable {
             inventory: Inventory::default(),
             media_failure: String::new(),
             streams: 0,
+            answers: 0,
+            alarms: 0,
         });
         (device.class, device.label) = (class, label);
         device.profile = profile;
@@ -74,6 +79,25 @@ impl DeviceTable {
         }
         device.state = state;
         device.reason = reason;
+    }
+
+    /// Behind a prefix at most `max` devices are known: the one that has been away longest gives way to a new one.
+    async fn make_room(&mut self, id: &DeviceId) {
+        let Some((class, _)) = self.class_of(id).filter(|(c, _)| c.prefix && self.devices.len() >= c.max) else {
+            return;
+        };
+        if self.devices.contains_key(id) {
+            return;
+        }
+        let same = self.devices.iter().filter(|(_, d)| Arc::ptr_eq(&d.class, &class));
+        if same.clone().count() < class.max {
+            return;
+        }
+        let away = same.filter(|(_, d)| d.state == DeviceState::Offline).min_by_key(|(_, d)| d.since_ms);
+        if let Some(oldest) = away.map(|(id, _)| *id) {
+            tracing::info!(device = %oldest, "forgotten: as many devices as may be are behind its prefix");
+            self.forget(oldest).await;
+        }
     }
 
     /// A device known from its catalogue alone: it has not registered since.
@@ -92,13 +116,16 @@ impl DeviceTable {
             inventory: Inventory::default(),
             media_failure: String::new(),
             streams: 0,
+            answers: 0,
+            alarms: 0,
         };
+        self.reserved = None;
         self.devices.insert(id, device);
     }
 
     /// The class a device belongs to: the exact code wins over the longest prefix.
     pub(super) fn class_of(&self, id: &DeviceId) -> Option<(Arc<DeviceClass>, ChannelLabel)> {
-        let exact = self.classes.iter().find(|(c, _)| !c.prefix && c.id == id.as_str());
+        let exact = self.exact.get(id.as_str()).and_then(|at| self.classes.get(*at));
         let found = exact.or_else(|| {
             let prefixes = self.classes.iter().filter(|(c, _)| c.prefix && id.as_str().starts_with(&c.id));
             prefixes.max_by_key(|(c, _)| c.id.len())
@@ -115,16 +142,20 @@ impl DeviceTable {
     /// A keepalive: answered at once, and nothing is written [GB/T28181-2022 9.6.1].
     pub(super) async fn on_keepalive(&mut self, now: Instant, id: &DeviceId, flow: &Flow) -> u16 {
         let verdict = self.registrar.handle_keepalive(now, id, flow);
-        if let KeepaliveVerdict::Alive { was_offline, moved } = verdict {
-            if moved && let Some(device) = self.devices.get_mut(id) {
-                device.flow = *flow;
-                self.mark_dirty(*id);
-            }
-            if was_offline {
-                self.came(*id, "keepalive").await;
-            }
-        }
+        self.heard(*id, flow, verdict, "keepalive").await;
         verdict.status()
+    }
+
+    /// A device gave a sign of life: one that was silent is back, and one whose port moved is followed.
+    pub(super) async fn heard(&mut self, id: DeviceId, flow: &Flow, verdict: KeepaliveVerdict, evidence: &'static str) {
+        let KeepaliveVerdict::Alive { was_offline, moved } = verdict else { return };
+        if moved && let Some(device) = self.devices.get_mut(&id) {
+            device.flow = *flow;
+            self.mark_dirty(id);
+        }
+        if was_offline {
+            self.came(id, evidence).await;
+        }
     }
 
     pub(super) async fn apply(&mut self, changes: Vec<Change>) {
@@ -138,20 +169,25 @@ impl DeviceTable {
                             "the device registered from elsewhere: if this goes on, two devices have this code");
                     }
                     let was_online = self.devices.get(&binding.id).is_some_and(|d| d.state == DeviceState::Online);
+                    self.make_room(&binding.id).await;
                     self.put_device(&binding, DeviceState::Online, "registered");
-                    self.deps.sip.claim(&self.user, binding.id.as_str(), binding.flow.conn).await;
+                    self.deps.sip.claim(&self.user, binding.id.as_str(), &binding.flow).await;
                     self.mark_dirty(binding.id);
                     if !was_online || new {
                         self.came(binding.id, "registered").await;
                     }
                 }
                 Change::Refreshed { binding } => {
+                    let was_online = self.devices.get(&binding.id).is_some_and(|d| d.state == DeviceState::Online);
                     self.put_device(&binding, DeviceState::Online, "registered");
                     self.mark_dirty(binding.id);
+                    if !was_online {
+                        self.came(binding.id, "registered").await;
+                    }
                 }
                 Change::Unregistered { binding } => self.left(binding.id, "unregistered").await,
                 Change::Expired { binding } => self.left(binding.id, "registration expired").await,
-                Change::Removed { binding } => self.left(binding.id, "no longer configured").await,
+                Change::Removed { binding } => self.left(binding.id, "its account is gone or has changed").await,
                 Change::Offline { id, reason: OfflineReason::ConnectionLost } => {
                     self.left(id, "connection lost").await;
                 }
@@ -195,9 +231,13 @@ impl DeviceTable {
     pub(super) fn flush(&mut self) {
         self.flushing = false;
         let (now, ms) = (clock::now(), self.now_ms());
-        let kept: Vec<StoredBinding> = std::mem::take(&mut self.dirty)
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut gone = std::mem::take(&mut self.gone);
+        let bindings: Vec<&Binding> = dirty.iter().filter_map(|id| self.registrar.binding(id)).collect();
+        // An older binding by UDP must not come back in place of a connection.
+        gone.extend(bindings.iter().filter(|b| b.flow.transport.is_reliable()).map(|b| b.id));
+        let kept: Vec<StoredBinding> = bindings
             .into_iter()
-            .filter_map(|id| self.registrar.binding(&id))
             .filter(|b| !b.flow.transport.is_reliable())
             .map(|b| b.to_record(now, ms))
             .map(|r| StoredBinding {
@@ -212,11 +252,14 @@ impl DeviceTable {
                 user_agent: Some(r.user_agent).filter(|u| !u.is_empty()),
             })
             .collect();
-        let gone: Vec<String> = std::mem::take(&mut self.gone).iter().map(ToString::to_string).collect();
+        let dropped: Vec<String> = gone.iter().map(ToString::to_string).collect();
         let stored = if kept.is_empty() { Ok(()) } else { self.deps.store.keep_bindings(kept) };
-        let dropped = if gone.is_empty() { Ok(()) } else { self.deps.store.drop_bindings(gone) };
-        if let Err(e) = stored.and(dropped) {
-            tracing::warn!(error = %e, "bindings not stored: after a restart these devices register anew");
+        let done =
+            stored.and_then(|()| if dropped.is_empty() { Ok(()) } else { self.deps.store.drop_bindings(dropped) });
+        if let Err(e) = done {
+            tracing::warn!(error = %e, "bindings not stored: tried again with the next change");
+            self.dirty.extend(dirty);
+            self.gone.extend(gone);
         }
     }
 
@@ -229,7 +272,7 @@ impl DeviceTable {
         }
         device.state = DeviceState::Online;
         device.reason = evidence;
-        self.tell_states(&id).await;
+        self.tell_states(&id, None).await;
         self.interview(id).await;
         for token in self.calls_of(&id) {
             self.feed(token, CallInput::Online).await;
@@ -255,7 +298,7 @@ impl DeviceTable {
         if changed {
             device.since_ms = ms;
             tracing::info!(device = %id, reason = why, "device offline");
-            self.tell_states(&id).await;
+            self.tell_states(&id, None).await;
         }
         self.drop_queries(&id);
         for token in self.calls_of(&id) {
@@ -263,16 +306,16 @@ impl DeviceTable {
         }
     }
 
-    /// What is known of a device's channels, to the directory.
-    pub(super) async fn tell_states(&mut self, id: &DeviceId) {
+    /// What is known of a device's channels, to the directory: of all, or of those named by the device's identifiers.
+    pub(super) async fn tell_states(&mut self, id: &DeviceId, only: Option<&HashSet<DeviceId>>) {
         let since_ms = self.now_ms();
         let Some(device) = self.devices.get(id) else { return };
         let online = device.state == DeviceState::Online;
         let states: Vec<(Arc<str>, ChannelState)> = device
             .inventory
             .items()
-            .filter(|item| item.playable)
-            .map(|item| {
+            .filter(|(own_id, item)| item.playable && only.is_none_or(|only| only.contains(own_id)))
+            .map(|(_, item)| {
                 let (up, reason, evidence) = match (online, item.off) {
                     (false, _) => (false, "device_offline", format!("device {id}: {}", device.reason)),
                     (true, true) => (false, "reported_off", format!("device {id} says OFF")),
@@ -281,9 +324,9 @@ impl DeviceTable {
                 (item.code.clone(), ChannelState { online: Some(up), reason, evidence, since_ms })
             })
             .collect();
-        let nodes = device.inventory.nodes(online);
-        if !states.is_empty() && !self.deps.directory.states(states) {
-            tracing::warn!(device = %id, "the directory does not keep up: channel states come with the next news");
+        let nodes = if only.is_none() { device.inventory.nodes(online) } else { Vec::new() };
+        if !states.is_empty() {
+            self.deps.directory.put_states(states).await;
         }
         if !nodes.is_empty() {
             self.deps.directory.nodes(nodes, Vec::new()).await;
@@ -292,12 +335,15 @@ impl DeviceTable {
 
     pub(super) async fn reconfigure(&mut self, cfg: TableConfig) {
         let changes = self.registrar.reconfigure(cfg.registrar.clone());
+        let labels: HashSet<String> = cfg.classes.iter().map(DeviceClass::label).collect();
         for (class, _) in std::mem::take(&mut self.classes) {
-            if !cfg.classes.iter().any(|c| c.label() == class.label()) {
+            if !labels.contains(&class.label()) {
                 self.deps.metrics.remove_device(&class.label());
             }
         }
         self.cfg = cfg;
+        self.reserved = None;
+        self.exact = exact_classes(&self.cfg.classes);
         let metrics = &self.deps.metrics;
         self.classes = self.cfg.classes.iter().map(|c| (Arc::new(c.clone()), metrics.add_device(&c.label()))).collect();
         for id in self.devices.keys().copied().collect::<Vec<_>>() {
@@ -318,17 +364,21 @@ impl DeviceTable {
 
     /// A device that is no longer configured goes with all its channels.
     async fn forget(&mut self, id: DeviceId) {
+        // Without its channels first, so that its sessions end for their viewers too.
+        if let Some(device) = self.devices.get(&id) {
+            for (_, item) in device.inventory.items() {
+                self.channels.remove(&item.code);
+            }
+        }
         for token in self.calls_of(&id) {
             self.feed(token, CallInput::Shutdown).await;
         }
         self.drop_queries(&id);
         let Some(device) = self.devices.remove(&id) else { return };
+        self.reserved = None;
         let nodes = device.inventory.node_ids();
-        for item in device.inventory.items() {
-            self.channels.remove(&item.code);
-            if item.playable {
-                self.deps.directory.remove(item.code.clone()).await;
-            }
+        for (_, item) in device.inventory.items().filter(|(_, item)| item.playable) {
+            self.deps.directory.remove(item.code.clone()).await;
         }
         self.deps.directory.nodes(Vec::new(), nodes).await;
         self.dirty.remove(&id);
@@ -354,4 +404,9 @@ impl DeviceTable {
             self.deps.metrics.devices_counted(label, by_state, Duration::from_millis(oldest.max(0) as u64));
         }
     }
+}
+
+/// Places of the classes that are one device.
+pub(super) fn exact_classes(classes: &[DeviceClass]) -> HashMap<String, usize> {
+    classes.iter().enumerate().filter(|(_, c)| !c.prefix).map(|(at, c)| (c.id.clone(), at)).collect()
 }
