@@ -11,6 +11,7 @@ import time
 
 PACK, SYSTEM, MAP, VIDEO, AUDIO = (b"\0\0\1" + bytes([code]) for code in (0xBA, 0xBB, 0xBC, 0xE0, 0xC0))
 STREAM_TYPES = {0x1B: "h264", 0x24: "hevc", 0x90: "pcm_alaw", 0x91: "pcm_mulaw", 0x0F: "aac"}
+GSTREAMER = {"h264": "h264", "hevc": "h265"}  # its names of codecs
 HOST = "127.0.0.1"
 
 
@@ -119,9 +120,14 @@ class Frame:
 
 
 class Stream:
-    """What a receiver got, checked: `problems` is empty when all that must hold does."""
+    """What a receiver got, checked: `problems` is empty when all that must hold does.
 
-    def __init__(self, receiver, ssrc):
+    relayed: the packs are another maker's and are not looked at; as many packets are missing as `missing` says, and frames
+    that a gap spoils are left out, with those behind them up to the next stream map.
+    """
+
+    def __init__(self, receiver, ssrc, relayed=False, missing=0):
+        self.relayed, self.missing, self.gaps, self.spoilt = relayed, missing, 0, set()
         self.problems = list(receiver.wrong)
         self.frames, self.video, self.audio, self.types = [], 0, 0, {}
         self.key_frames, self.clock = 0, -1
@@ -131,8 +137,13 @@ class Stream:
         # A cut in the middle of a frame is the receiver's doing, not the sender's.
         if self.frames and not self.frames[-1].ends_with_marker:
             self.frames.pop()
-        for number, frame in enumerate(self.frames):
-            self.read_pack(number, frame)
+        if relayed:
+            self.leave_out_spoilt()
+        else:
+            for number, frame in enumerate(self.frames):
+                self.read_pack(number, frame)
+        if self.gaps != missing:
+            self.problems.append(f"{self.gaps} packets are missing by their numbers, {missing} were lost before")
         self.problems = self.problems[:5]
 
     def seconds(self):
@@ -160,14 +171,22 @@ class Stream:
                 self.problems.append(f"packet {number}: SSRC {source:010}, not {ssrc:010}")
             if len(packet) - 12 > 1400:
                 self.problems.append(f"packet {number}: payload of {len(packet) - 12} bytes")
-            if expected is not None and sequence != expected:
+            gap = (sequence - expected) & 0xFFFF if expected is not None else 0
+            if gap and not self.missing:
                 self.problems.append(f"packet {number}: sequence {sequence}, not {expected}")
+            if gap:
+                # Of this frame or the one before: without its marker that one is cut, without its pack header this one.
+                self.gaps += gap
+                if self.frames and not self.frames[-1].ends_with_marker:
+                    self.spoilt.add(len(self.frames) - 1)
+                if self.frames and self.frames[-1].timestamp != timestamp and not packet[12:].startswith(PACK):
+                    self.spoilt.add(len(self.frames))
             expected = (sequence + 1) & 0xFFFF
             payload = packet[12:]
             if not self.frames or self.frames[-1].timestamp != timestamp:
-                if self.frames and not self.frames[-1].ends_with_marker:
+                if self.frames and not self.frames[-1].ends_with_marker and not gap:
                     self.problems.append(f"packet {number}: a new timestamp, but the one before had no marker")
-                if not payload.startswith(PACK):
+                if not payload.startswith(PACK) and not gap:
                     self.problems.append(f"packet {number}: a new timestamp without a new pack")
                 if self.frames and (timestamp - self.frames[-1].timestamp) & 0x80000000:
                     self.problems.append(f"packet {number}: the timestamp goes back")
@@ -177,6 +196,15 @@ class Stream:
             frame = self.frames[-1]
             frame.data += payload
             frame.ends_with_marker = bool(marker)
+
+    def leave_out_spoilt(self):
+        whole, kept = False, []
+        for number, frame in enumerate(self.frames):
+            # GStreamer's muxer writes a map before each key frame.
+            whole = number not in self.spoilt and (whole or MAP in bytes(frame.data[:256]))
+            if whole:
+                kept.append(frame)
+        self.frames = kept
 
     def read_report(self, report, ssrc):
         kind, source = report[1], int.from_bytes(report[4:8])
@@ -260,15 +288,21 @@ def decode(path, stream):
     code, text = output("ffmpeg", "-nostdin", "-v", "error", "-i", str(path_of_both), "-f", "null", "-")
     if code or text.strip():
         problems.append(f"ffmpeg: {text.strip()[:200]}")
-    short = {"h264": "h264", "hevc": "h265"}.get(video)
-    if not short:
+    if video not in GSTREAMER:
         return by_ffmpeg, 0, problems + [f"video codec {video}"]
+    by_gstreamer = count_by_gstreamer(path, video)
+    if by_gstreamer != stream.video:
+        problems.append(f"GStreamer decodes {by_gstreamer} of {stream.video} pictures")
+    return by_ffmpeg, by_gstreamer, problems
+
+
+def count_by_gstreamer(path, video):
+    """Pictures GStreamer decodes of a PS file; a minus when it gave up."""
+    short = GSTREAMER[video]
     # The queue makes the demuxer take what comes: with a file at hand it looks for the first PTS and misses it in a pack
     # that begins with system header and map.
     code, text = output("gst-launch-1.0", "-v", "filesrc", f"location={path}", "!", "queue", "!", "mpegpsdemux", "name=demux", "demux.", "!",
                         f"video/x-{short}", "!", "queue", "!", f"{short}parse", "!", f"avdec_{short}", "max-threads=1", "!",
                         "fakesink", "silent=false", "sync=false")
-    by_gstreamer = text.count("last-message = chain")
-    if code or by_gstreamer != stream.video:
-        problems.append(f"GStreamer decodes {by_gstreamer} of {stream.video} pictures")
-    return by_ffmpeg, by_gstreamer, problems
+    count = text.count("last-message = chain")
+    return -count if code else count

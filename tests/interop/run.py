@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """Interoperability: the gateway between peers that are not ours.
 
-South: GStreamer's RTSP server (H.264, H.265; G.711 A-law and mu-law, AAC; over TCP, one over UDP). North: SIPp as upper
+South: GStreamer's RTSP server (H.264, H.265; G.711 A-law and mu-law, AAC; over TCP, one over UDP); GB/T 28181 devices by
+SIPp and by gbdevice.py, with PS by FFmpeg's and GStreamer's muxers, over good and bad wires. North: SIPp as upper
 platform, directly over UDP, through Kamailio as a strict proxy, and directly over TCP. The PS that arrives is read by
 media.py, FFmpeg and GStreamer. All on loopback, below the kernel's ephemeral ports, in a temporary folder.
 
@@ -12,7 +13,9 @@ python3-gi and gir1.2-gst-rtsp-server-1.0.
 import argparse
 import concurrent.futures
 import contextlib
+import json
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -20,8 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from datetime import datetime
 
+import gbdevice
 import media
 import siplog
 
@@ -33,7 +38,7 @@ SECONDS = 6  # of pictures in a call
 LATE = 5.2  # s after the others: between two key frames, and later than a cache would keep the first one
 FIRST_PICTURE = 1.5  # s after the ACK, from a camera that is pulled already
 KEEPALIVE = 5
-LIMIT = 235  # seconds for everything: a hang is a failure
+LIMIT = 300  # seconds for everything: a hang is a failure
 UDP_MESSAGE = 1300
 
 # (name, RTSP path, transport, video, audio)
@@ -45,6 +50,25 @@ CAMERAS = [
 ]
 # Cameras that are switched off fill the catalogue: more than one page, and Status OFF must be told.
 ABSENT = 26
+
+# Devices of the round "south". (code, PS, media, plane, wire): each shows the pictures of one file.
+DEVICE_PASSWORD = "Device-Pass-1"
+CLIP_SECONDS, CLIP_RATE, CLIP_GROUP = 6, 25, 25
+SIPP_DEVICE = "41130000581180000010"
+DEVICES = [
+    ("41130000581180000021", "gstreamer h264", "udp", "auto", {}),
+    ("41130000581180000022", "ffmpeg h264", "udp", "auto", {}),
+    ("41130000581180000023", "ffmpeg hevc", "udp", "auto", {}),
+    ("41130000581180000024", "gstreamer h264", "auto", "auto", {}),
+    ("41130000581180000025", "ffmpeg h264", "auto", "auto", {}),
+    ("41130000581180000026", "ffmpeg hevc", "auto", "auto", {}),
+    ("41130000581180000031", "gstreamer h264", "udp", "auto", {"drop": 0.01}),
+    ("41130000581180000032", "gstreamer h264", "udp", "remux", {"drop": 0.01}),
+    ("41130000581180000033", "gstreamer h264", "udp", "auto", {"drop": 0.05}),
+    ("41130000581180000034", "ffmpeg hevc", "udp", "auto", {"drop": 0.05}),
+    ("41130000581180000035", "gstreamer h264", "udp", "auto", {"reorder": 0.05, "duplicate": 0.03, "alien": 50}),
+    ("41130000581180000036", "ffmpeg hevc", "udp", "auto", {"reorder": 0.05, "duplicate": 0.03, "alien": 50}),
+]
 KINDS = {"udp": ("udp", None), "tcp passive": ("listen", "passive"), "tcp active": ("connect", "active")}
 
 
@@ -160,7 +184,22 @@ class Ports:
         return f"{self.base + 300}-{self.base + 499}"
 
 
-def configuration(folder, ports, cameras, gateway, http, platform, transport):
+def devices_configured(algorithms):
+    text = f"[registrar]\nalgorithms = {json.dumps(algorithms)}\n"
+    for code, _, way, plane, _ in [(SIPP_DEVICE, "", "auto", "auto", {})] + DEVICES:
+        text += f"""
+[[device]]
+id = "{code}"
+password = "{DEVICE_PASSWORD}"
+media = "{way}"
+plane = "{plane}"
+linger = "0s"
+keepalive_interval = "10s"
+"""
+    return text
+
+
+def configuration(folder, ports, cameras, gateway, http, platform, transport, south=""):
     text = f"""
 [gateway]
 id = "{GATEWAY_ID}"
@@ -183,6 +222,11 @@ password = "{PASSWORD}"
 transport = "{transport}"
 keepalive_interval = "{KEEPALIVE}s"
 """
+    file = folder / "menshen.toml"
+    if south:
+        file.write_text(text + south)
+        file.chmod(0o600)
+        return file
     for number, (name, path, over, _, _) in enumerate(CAMERAS, 1):
         text += f"""
 [[camera]]
@@ -202,7 +246,6 @@ name = "停用摄像机{number}号"
 rtsp = "rtsp://{HOST}:{absent}/off/{number}"
 probe_interval = "1h"
 """
-    file = folder / "menshen.toml"
     file.write_text(text)
     file.chmod(0o600)
     return file
@@ -211,9 +254,9 @@ probe_interval = "1h"
 class Call:
     """One session: SIPp's process, the media receiver, and what must come."""
 
-    def __init__(self, name, number, process, receiver, ssrc):
+    def __init__(self, name, process, receiver, ssrc, video=None, audio=None):
         self.name, self.process, self.receiver, self.ssrc, self.title = name, process, receiver, ssrc, name
-        _, _, _, self.video, self.audio = CAMERAS[number - 1]
+        self.video, self.audio = video, audio
 
 
 class Round:
@@ -229,14 +272,17 @@ class Round:
         self.proxy = ports.take() if proxy else None
         self.server = self.proxy or self.platform
         self.calls = 0
-        self.config = configuration(self.folder, ports, cameras, self.gateway, self.http, self.server, transport)
+        self.config = self.configure(cameras)
         self.menshen = options.menshen
+
+    def configure(self, cameras):
+        return configuration(self.folder, self.ports, cameras, self.gateway, self.http, self.server, self.transport)
 
     # -- the peers --
 
-    def sipp(self, name, scenario, port, *more):
+    def sipp(self, name, scenario, port, *more, seconds=40):
         kind = "u1" if self.transport == "udp" else "t1"
-        target = [] if scenario == "registrar" else [f"{HOST}:{self.gateway}", "-m", "1", "-timeout", "40s", "-timeout_error"]
+        target = [] if scenario == "registrar" else [f"{HOST}:{self.gateway}", "-m", "1", "-timeout", f"{seconds}s", "-timeout_error"]
         if target and self.proxy:
             target += ["-rsa", f"{HOST}:{self.proxy}"]
         keys = []
@@ -424,13 +470,16 @@ class Round:
         return f"0{SERVER_ID[3:8]}{self.calls:04}"
 
     def call(self, name, scenario, number, kind, setup=None):
+        return self.call_channel(name, scenario, camera_id(number), kind, setup, *CAMERAS[number - 1][3:])
+
+    def call_channel(self, name, scenario, channel, kind, setup=None, video=None, audio=None, seconds=SECONDS):
         port = self.ports.take_even()
         y = self.next_y()
         receiver = media.Receiver(kind, port)
         more = ["-key", "setup", setup] if setup else []
-        process = self.sipp(name, scenario, self.ports.take(), "-d", str(SECONDS * 1000), "-key", "camera", camera_id(number),
+        process = self.sipp(name, scenario, self.ports.take(), "-d", str(int(seconds * 1000)), "-key", "camera", channel,
                             "-key", "port", str(port), "-key", "y", y, *more)
-        return Call(name, number, process, receiver, int(y))
+        return Call(name, process, receiver, int(y), video, audio)
 
     def answer(self, name):
         """The 200 of an INVITE, once it is there."""
@@ -600,6 +649,364 @@ class Round:
         detail.append("passed " + ", ".join(f"{count} {method}" for method, count in counts.items()))
 
 
+def metrics(text):
+    """{(name, source): value} of the families that carry a source."""
+    found = re.findall(r'^(menshen_\w+)\{[^}]*source="([^"]*)"[^}]*\} ([\d.e+]+)$', text, re.M)
+    return {(name, source): float(value) for name, source, value in found}
+
+
+def is_part(part, whole):
+    """Where `part` is in `whole`, in one piece; None when it is not."""
+    return next((at for at in range(len(whole) - len(part) + 1) if whole[at:at + len(part)] == part), None) if part else None
+
+
+class South(Round):
+    """GB/T 28181 devices below the gateway: registration, catalogue, pictures over good and bad wires, a kill."""
+
+    def configure(self, _cameras):
+        self.clips = self.make_clips()
+        return self.configure_devices(["md5"])
+
+    def configure_devices(self, algorithms):
+        return configuration(self.folder, self.ports, None, self.gateway, self.http, self.server, self.transport,
+                             devices_configured(algorithms))
+
+    def make_clips(self):
+        """{"muxer codec": (Clip, MD5 of each picture as its own decoder shows it)}."""
+        encoders = {
+            "h264": ["libx264", "-x264-params", f"bframes=0:keyint={CLIP_GROUP}:min-keyint={CLIP_GROUP}:scenecut=0"],
+            "hevc": ["libx265", "-x265-params",
+                     f"bframes=0:keyint={CLIP_GROUP}:min-keyint={CLIP_GROUP}:scenecut=0:open-gop=0:repeat-headers=1:log-level=error"],
+        }
+        clips = {}
+        for codec, encoder in encoders.items():
+            raw = self.folder / f"clip.{codec}"
+            # Noise, or pictures would be smaller than a packet and could not be told apart.
+            self.tool("ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i", f"testsrc2=size=640x360:rate={CLIP_RATE},noise=alls=12:allf=t",
+                      "-t", CLIP_SECONDS, "-pix_fmt", "yuv420p", "-c:v", *encoder, "-preset", "ultrafast", "-b:v", "1500k", "-f", codec, raw)
+            sums = self.sums(raw)
+            for muxer in ("ffmpeg", "gstreamer"):
+                file = self.folder / f"clip.{muxer}.{codec}.ps"
+                if muxer == "ffmpeg":
+                    self.tool("ffmpeg", "-nostdin", "-v", "error", "-r", CLIP_RATE, "-i", raw, "-c", "copy", "-f", "vob", file)
+                elif codec == "h264":  # GStreamer's does not take H.265
+                    # By way of a container, for the times.
+                    timed = raw.with_suffix(".mp4")
+                    self.tool("ffmpeg", "-nostdin", "-v", "error", "-r", CLIP_RATE, "-i", raw, "-c", "copy", timed)
+                    self.tool("gst-launch-1.0", "-q", "filesrc", f"location={timed}", "!", "qtdemux", "!", "h264parse", "config-interval=-1", "!",
+                              "mpegpsmux", "!", "filesink", f"location={file}")
+                else:
+                    continue
+                sizes = self.tool("ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "packet=size", "-of", "csv=p=0", file)
+                clips[f"{muxer} {codec}"] = (gbdevice.Clip(file, [int(line.strip(",")) for line in sizes.split()]), sums)
+        return clips
+
+    @staticmethod
+    def tool(*command):
+        code, text = media.output(*[str(c) for c in command])
+        if code:
+            raise Failure(f"{command[0]} says {code}: {text[-300:]}")
+        return text
+
+    def sums(self, file):
+        """The MD5 of each picture FFmpeg decodes, in order."""
+        text = self.tool("ffmpeg", "-nostdin", "-v", "fatal", "-i", file, "-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framemd5", "-")
+        return [line.split(",")[-1].strip() for line in text.splitlines() if line and line[0] != "#" and line.count(",") == 5]
+
+    def http_text(self, path):
+        with urllib.request.urlopen(f"http://{HOST}:{self.http}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def devices_told(self):
+        return {d["id"]: d for d in json.loads(self.http_text("/api/v1/devices"))["items"]}
+
+    # -- the checks --
+
+    def run(self):
+        self.devices = {}
+        try:
+            self.start_peers()
+            self.start_gateway("menshen")
+            if not self.step("SIPp registers, refreshes", self.sipp_registers):
+                return
+            self.step("SIPp: wrong password", self.wrong_password)
+            self.step("SIPp: keepalive, queries, SUBSCRIBE", self.sipp_answers)
+            if not self.step("devices register (MD5)", self.devices_register):
+                return
+            self.step("catalogue of devices, upwards", self.catalogue_upwards)
+            self.play_devices()
+            self.step("what devices saw", self.what_devices_saw)
+            self.step("kill -9 and restart", self.restart)
+            self.step("SHA-256 after the restart", self.sha256)
+        finally:
+            for device in self.devices.values():
+                device.close()
+            self.processes.stop_all()
+
+    def step(self, what, body):
+        with self.results.check(self.name, what) as (problems, detail):
+            body(problems, detail)
+        return not self.results.rows[-1][2]
+
+    def start_gateway(self, name):
+        self.daemon = self.processes.start(name, self.menshen, "run", "-c", self.config)
+        health = [self.menshen, "health", "--ready", "-c", self.config]
+        wait_for("health --ready", lambda: subprocess.run(health, capture_output=True, timeout=10).returncode == 0, 15)
+
+    def device_keys(self, password):
+        return ["-au", SIPP_DEVICE, "-ap", password, "-key", "device", SIPP_DEVICE, "-key", "home", GATEWAY_ID[:10], "-key", "first",
+                f"{SIPP_DEVICE[:10]}1310000101", "-key", "second", f"{SIPP_DEVICE[:10]}1310000102"]
+
+    def sipp_registers(self, problems, detail):
+        self.sipp("device", "device", self.ports.take(), "-oocsf", HERE / "sipp" / "device_asked.xml", *self.device_keys(DEVICE_PASSWORD),
+                  seconds=90)
+
+        def answers():
+            found = [m for m in self.messages("device") if m.received and m.method == "REGISTER"]
+            return found if len(found) == 4 else None
+
+        found = wait_for("two registrations of two answers", answers, 8)
+        if [m.status for m in found] != [401, 200, 401, 200]:
+            problems.append(f"answers {[m.start for m in found]}")
+        first, accepted = found[0], found[1]
+        _, asked = siplog.credentials(first.header("WWW-Authenticate"))
+        if asked.get("realm") != GATEWAY_ID[:10] or not asked.get("nonce") or asked.get("algorithm", "MD5") != "MD5":
+            problems.append(f"challenge {first.header('WWW-Authenticate')}")
+        if asked.get("nonce") == siplog.credentials(found[2].header("WWW-Authenticate"))[1].get("nonce"):
+            problems.append("the refresh was challenged with the old nonce")
+        if accepted.header("Expires") != "3600" or not re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", accepted.header("Date")):
+            problems.append(f"Expires {accepted.header('Expires')!r}, Date {accepted.header('Date')!r}")
+        detail.append(f"401 200 401 200, realm {asked.get('realm')}, X-GB-Ver {accepted.header('X-GB-Ver')}")
+
+    def wrong_password(self, problems, detail):
+        code = self.sipp("refused", "device_refused", self.ports.take(), *self.device_keys("not it")).wait(45)
+        if code:
+            problems.append(f"SIPp says {code}:\n{self.tail('refused')}")
+        detail += [m.start for m in self.messages("refused") if m.status == 403][:1]
+        told = self.devices_told().get(SIPP_DEVICE, {})
+        if told.get("state") != "online":
+            problems.append(f"the device that is there is {told.get('state')}: somebody else's failure must not end it")
+
+    def sipp_answers(self, problems, detail):
+        def told():
+            device = self.devices_told().get(SIPP_DEVICE, {})
+            return device if device.get("channels") == 2 and device.get("manufacturer") == "SIPp" else None
+
+        told = wait_for("the catalogue and information of SIPp's device", told, 10)
+        messages = self.messages("device")
+        alive = [m for m in messages if not m.received and b"Keepalive" in m.body]
+        taken = [m for m in messages if m.received and m.status == 200 and m.method == "MESSAGE"]
+        subscribed = [m for m in messages if m.received and m.start.startswith("SUBSCRIBE")]
+        refused = [m for m in messages if m.status == 489]
+        if not subscribed or len(refused) < len(subscribed):
+            problems.append(f"{len(subscribed)} SUBSCRIBE, {len(refused)} answers 489")
+        if told["state"] != "online" or told["model"] != "S1" or told["user_agent"] != "SIPp":
+            problems.append(f"told {told}")
+        wrong = [m.start for m in messages if m.received and m.is_response and m.status not in (200, 401)]
+        if wrong:
+            problems.append(f"answers {wrong}")
+        detail.append(f"{len(alive)} keepalives, {len(taken)} MESSAGEs taken, {told['channels']} channels in two messages, "
+                      f"{len(refused)} SUBSCRIBE refused, {told['catalog_mode']}")
+
+    def channel(self, code):
+        return f"{code[:10]}131{code[13:]}"
+
+    def devices_register(self, problems, detail):
+        for seed, (code, made, _, _, faults) in enumerate(DEVICES, 1):
+            clip, _ = self.clips[made]
+            channel = self.channel(code)
+            self.devices[code] = gbdevice.Device(code, DEVICE_PASSWORD, GATEWAY_ID, (HOST, self.gateway), self.ports.take(),
+                                                 {channel: (f"通道{code[-2:]}", clip, gbdevice.Wire(seed, **faults))})
+        for code, device in self.devices.items():
+            _, answer = device.register()
+            if answer is None or answer.status != 200:
+                raise Failure(f"{code}: {answer}")
+            beat = device.keepalive()
+            if beat is None or beat.status != 200:
+                problems.append(f"{code}: keepalive answered {beat}")
+
+        def all_there():
+            told = self.devices_told()
+            return all(told.get(code, {}).get("channels") == 1 for code in self.devices)
+
+        begin = time.monotonic()
+        wait_for("the catalogues of all devices", all_there, 15)
+        detail.append(f"{len(self.devices)} devices, GB2312, catalogues {time.monotonic() - begin:.1f} s later")
+
+    def upper_catalogue(self, sn):
+        """{code: item} as the upper platform is told."""
+        self.query("Catalog", sn)
+
+        def whole():
+            pages = [root for _, root, _ in self.bodies("Catalog") if root.findtext("SN") == str(sn)]
+            items = [item for root in pages for item in root.iter("Item")]
+            return items if pages and len(items) >= int(pages[0].findtext("SumNum")) else None
+
+        return {item.findtext("DeviceID"): item for item in wait_for("the catalogue", whole, 10)}
+
+    def wrong_states(self, items, on):
+        """Channels whose Status is not ON for devices in `on`, OFF for the others."""
+        expected = {f"{SIPP_DEVICE[:10]}13100001{n:02}": SIPP_DEVICE in on for n in (1, 2)}
+        expected |= {self.channel(code): code in on for code in self.devices}
+        found = {code: items[code].findtext("Status") if code in items else "missing" for code in expected}
+        return {code: found[code] for code, is_on in expected.items() if found[code] != ("ON" if is_on else "OFF")}
+
+    def catalogue_upwards(self, problems, detail):
+        items = self.upper_catalogue(1701)
+        names = {f"{SIPP_DEVICE[:10]}1310000101": "南门枪机", f"{SIPP_DEVICE[:10]}1310000102": "南门球机"}
+        names |= {self.channel(code): f"通道{code[-2:]}" for code in self.devices}
+        for code, name in names.items():
+            if code not in items or items[code].findtext("Name") != name:
+                problems.append(f"{code}: {items[code].findtext('Name') if code in items else 'missing'}, {name} expected")
+        if wrong := self.wrong_states(items, {SIPP_DEVICE, *self.devices}):
+            problems.append(f"Status of {wrong}")
+        detail.append(f"{len(items)} items, {len(names)} of them devices' channels")
+
+    def play_devices(self):
+        calls = {}
+        before = metrics(self.http_text("/metrics"))
+        for number, (code, made, way, _, faults) in enumerate(DEVICES):
+            # Upwards by TCP for half of those whose wire is good.
+            kind, setup = KINDS["tcp passive"] if not faults and number % 2 else KINDS["udp"]
+            name = f"device_{code[-2:]}"
+            calls[code] = self.call_channel(name, "play_tcp" if setup else "play_udp", self.channel(code), kind, setup, made.split()[1],
+                                            seconds=CLIP_SECONDS + 1)
+        deadline = time.monotonic() + CLIP_SECONDS + 15
+        while any(call.process.poll() is None for call in calls.values()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        for call in calls.values():
+            call.receiver.finish()
+        after = metrics(self.http_text("/metrics"))
+        log = re.sub(r"\x1b\[[\d;]*m", "", (self.folder / "menshen.out").read_text(errors="replace"))
+        counted = {key: value - before.get(key, 0) for key, value in after.items()}
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            rows = pool.map(lambda row: self.judge_device(row, calls[row[0]], counted, log), DEVICES)
+            for what, problems, detail in rows:
+                self.results.add(self.name, what, problems, detail)
+
+    def judge_device(self, row, call, counted, log):
+        code, made, way, _, faults = row
+        found = re.search(rf"device={code} .*?plane=\"?(\w+)", log)
+        plane = found[1] if found else "no plane"
+        wire_words = " ".join(f"{key} {value:g}" for key, value in faults.items())
+        what = f"{made}, {'UDP' if way == 'udp' else 'TCP'}, {wire_words or plane}"[:44]
+        problems, detail = [], []
+        try:
+            self.judge_pictures(row, call, plane, problems, detail)
+            self.judge_counts(row, counted, problems, detail)
+        except Exception as e:  # as in Results.check
+            problems.append(f"{type(e).__name__}: {e}")
+        return what, problems, f"{plane}: " + "; ".join(detail)
+
+    def judge_pictures(self, row, call, plane, problems, detail):
+        code, made, _, _, _ = row
+        clip, sums = self.clips[made]
+        wire = self.devices[code].channels[self.channel(code)][2]
+        if call.process.poll() != 0:
+            problems.append(f"SIPp says {call.process.poll()}:\n{self.tail(call.name)}")
+        relayed = plane == "relay"
+        stream = media.Stream(call.receiver, call.ssrc, relayed, len(wire.dropped) if relayed else 0)
+        problems += stream.problems
+        file = self.folder / f"{call.name}.ps"
+        stream.write(file)
+        decoded = self.sums(file)
+        # What a lost packet spoils is gone until the next key frame, and nothing else is.
+        expected, whole = [], False
+        for number, (first, last) in enumerate(clip.pictures):
+            hurt = any(packet in wire.dropped for packet in range(first, last + 1))
+            whole = not hurt and (whole or number % CLIP_GROUP == 0)
+            if whole:
+                expected.append(sums[number])
+        if not wire.dropped:
+            # In one piece, and to the end but for the last picture, whose end nothing tells.
+            at = is_part(decoded, sums)
+            if at is None:
+                odd = [n for n, md5 in enumerate(decoded) if md5 not in sums]
+                problems.append(f"{len(decoded)} pictures are not the source's in one piece; not among them: {odd[:10]}")
+            if at != 0 or len(decoded) < len(sums) - 1:
+                problems.append(f"pictures from {at} on, {len(decoded)} of {len(sums)}")
+        elif decoded != expected and decoded != expected[:-1]:
+            missing = [sums.index(md5) for md5 in expected if md5 not in decoded]
+            more = [sums.index(md5) if md5 in sums else "broken" for md5 in decoded if md5 not in expected]
+            problems.append(f"{len(decoded)} pictures, {len(expected)} could be whole; missing {missing[:12]}, more {more[:12]}")
+        by_gstreamer = media.count_by_gstreamer(file, call.video)
+        if by_gstreamer != len(decoded):
+            problems.append(f"GStreamer decodes {by_gstreamer} pictures, FFmpeg {len(decoded)}")
+        detail.append(f"{len(decoded)} of {len(sums)} pictures alike, GStreamer {by_gstreamer}")
+
+    def judge_counts(self, row, counted, problems, detail):
+        code, _, way, _, _ = row
+        wire = self.devices[code].channels[self.channel(code)][2]
+        for name, expected in (("packets_received", wire.sent), ("packets_lost", len(wire.dropped)), ("reordered", wire.late),
+                               ("duplicates", wire.twice), ("alien_ssrc", wire.aliens), ("late", 0)):
+            value = counted.get((f"menshen_rtp_{name}_total", code))
+            if value != expected and not (value is None and not expected):
+                problems.append(f"menshen_rtp_{name}_total is {value}, {expected} were made")
+        detail.append(f"{wire.sent} packets, lost {len(wire.dropped)}, reordered {wire.late}, twice {wire.twice}, alien {wire.aliens}")
+
+    def what_devices_saw(self, problems, detail):
+        counts = {}
+        for code, device in self.devices.items():
+            problems += [f"{code}: {problem}" for problem in device.problems[:2]]
+            for message in device.requests:
+                method = message.start.split()[0]
+                counts[method] = counts.get(method, 0) + 1
+            methods = [m.start.split()[0] for m in device.requests if m.start.split()[0] in ("INVITE", "ACK", "BYE")]
+            if methods != ["INVITE", "ACK", "BYE"]:
+                problems.append(f"{code}: {methods}")
+            problems += [f"{code}: media: {call.problem}" for call in device.calls.values() if call.problem]
+        detail.append(", ".join(f"{count} {method}" for method, count in sorted(counts.items())))
+
+    def restart(self, problems, detail):
+        registered = len([m for m in self.messages("device") if m.start.startswith("REGISTER")])
+        time.sleep(1.2)  # bindings are written at most a second after they change
+        self.daemon.kill()
+        self.daemon.wait()
+        self.config = self.configure_devices(["sha-256", "md5"])
+        self.start_gateway("menshen2")
+        since = time.time()
+        first, second = list(self.devices)[:2]
+
+        def heard():
+            return [m for m in self.messages("device") if m.time > since and m.received and m.status == 200 and m.method == "MESSAGE"]
+
+        wait_for("an answer to SIPp's keepalive", heard, 6)
+        wrong = self.wrong_states(self.upper_catalogue(1702), {SIPP_DEVICE})
+        if wrong:
+            problems.append(f"after SIPp's keepalive alone: Status of {wrong}")
+        # From another port of the same host first: that says nothing about the device.
+        other = gbdevice.Device(second, DEVICE_PASSWORD, GATEWAY_ID, (HOST, self.gateway), self.ports.take())
+        try:
+            answer = other.keepalive()
+        finally:
+            other.close()
+        if answer is None or answer.status != 403:
+            problems.append(f"a keepalive from another port is answered {answer and answer.start}")
+        same = self.devices[first].keepalive()
+        if same is None or same.status != 200:
+            problems.append(f"a keepalive from the same socket is answered {same and same.start}")
+        wrong = self.wrong_states(self.upper_catalogue(1703), {SIPP_DEVICE, first})
+        if wrong:
+            problems.append(f"after {first}'s: Status of {wrong}")
+        if len([m for m in self.messages("device") if m.start.startswith("REGISTER")]) != registered:
+            problems.append("SIPp had to register anew")
+        detail.append(f"same socket {same and same.status}, other port {answer and answer.status}, no REGISTER")
+
+    def sha256(self, problems, detail):
+        device = self.devices[list(self.devices)[-1]]
+        challenges, answer = device.register(password="not it")
+        if answer is None or answer.status != 403:
+            problems.append(f"a wrong password is answered {answer and answer.start}")
+        challenges, answer = device.register()
+        asked = [siplog.credentials(challenge)[1].get("algorithm") for challenge in challenges]
+        if asked != ["SHA-256", "MD5"]:
+            problems.append(f"challenges {challenges}")
+        if answer is None or answer.status != 200:
+            problems.append(f"the answer by SHA-256 is answered {answer}")
+        detail.append(f"offered {asked}, wrong 403, right {answer and answer.status}")
+
+
 def start_cameras(processes, port):
     # The distribution's Python has the GStreamer bindings; another one that runs this file may not.
     cameras = processes.start("cameras", "/usr/bin/python3", HERE / "rtspcam.py", "--port", port, "--password", CAMERA_PASSWORD)
@@ -611,7 +1018,7 @@ def start_cameras(processes, port):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--menshen", type=pathlib.Path, default=HERE.parent.parent / "target" / "release" / "menshen")
-    parser.add_argument("--round", action="append", choices=["direct", "kamailio", "sip-tcp"], help="only this one")
+    parser.add_argument("--round", action="append", choices=["direct", "kamailio", "sip-tcp", "south"], help="only this one")
     parser.add_argument("--keep", type=pathlib.Path, help="folder for logs, messages and streams; default: a temporary one")
     options = parser.parse_args()
     options.menshen = options.menshen.resolve()
@@ -635,12 +1042,16 @@ def main():
         "direct": {},
         "kamailio": {"proxy": True, "qop": ',algorithm=MD5,qop="auth"', "edition": "3.0"},
         "sip-tcp": {"transport": "tcp"},
+        "south": {},
     }
+    wanted = options.round or list(rounds)
     try:
         port = ports.take()
-        start_cameras(processes, port)
-        for name in options.round or rounds:
-            Round(name, options, ports, port, folder, results, **rounds[name]).run()
+        if wanted != ["south"]:
+            start_cameras(processes, port)
+        for name in wanted:
+            kind = South if name == "south" else Round
+            kind(name, options, ports, port, folder, results, **rounds[name]).run()
     finally:
         processes.stop_all()
     failed = results.failed()
