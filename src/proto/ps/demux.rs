@@ -1120,6 +1120,32 @@ mod tests {
         assert_three(&run(&teasers).0);
     }
 
+    /// What FFmpeg's muxer makes: a pack ends in mid-frame, and the one with the next time stamp begins with the rest. A
+    /// marker before a new time stamp is then wrong, for every frame.
+    #[test]
+    fn markers_in_mid_frame_of_unaligned_pes_are_found_out() {
+        let frames: Vec<_> = (0..8u8).map(|i| h264(i % 4 == 0, &[i + 5; 60])).collect();
+        let mut demuxer = Demuxer::default();
+        let (mut rest, mut units) = (Vec::new(), Vec::new());
+        for (i, frame) in frames.iter().enumerate() {
+            let (now, later) = frame.split_at(frame.len() - 20);
+            let payload = [&rest[..], now].concat();
+            demuxer.push(&[pack(), pes(0xE0, 0, Some(3600 * (i as u64 + 1)), None, &payload)].concat());
+            demuxer.end_of_frame();
+            units.extend(pull_all(&mut demuxer));
+            rest = later.to_vec();
+        }
+        let Unit::Video { annexb, .. } = &units[0] else { panic!() };
+        assert_eq!(annexb, &frames[0][..frames[0].len() - 20], "nobody could know");
+        assert_eq!(units[1], Unit::Gap, "what refers to it is of no use");
+        let whole: Vec<_> = units[2..].iter().map(|unit| match unit {
+            Unit::Video { annexb, pts, .. } => (*pts, annexb.to_vec()),
+            other => panic!("{other:?}"),
+        }).collect();
+        let expected: Vec<_> = (1..7).map(|i| (3600 * (i as u64 + 1), frames[i].clone())).collect();
+        assert_eq!((whole, demuxer.counters().marker_lies), (expected, 1));
+    }
+
     #[test]
     fn parameter_sets_in_pes_of_their_own_are_merged() {
         let key = h264(KEY, &[5; 90]);

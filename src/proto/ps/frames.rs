@@ -62,6 +62,8 @@ pub(super) struct Frames {
     pack_since: bool,
     /// The last access unit was ended by a marker, and nothing has come since.
     after_marker: bool,
+    /// `buffer` is what came first after such an access unit.
+    behind_marker: bool,
     strikes: u32,
     /// What the stream map says, and what the NAL units prove.
     hint: Option<VideoCodec>,
@@ -84,6 +86,7 @@ impl Frames {
             has_picture: false,
             pack_since: false,
             after_marker: false,
+            behind_marker: false,
             strikes: 0,
             hint: None,
             proven: None,
@@ -112,7 +115,9 @@ impl Frames {
 
     /// A video PES begins.
     pub(super) fn begin(&mut self, times: Option<Times>, aligned: bool, out: &mut Output) {
-        if std::mem::take(&mut self.after_marker) && !self.pack_since && (times.is_none() || times == self.last) {
+        let after_marker = std::mem::take(&mut self.after_marker);
+        self.behind_marker |= after_marker;
+        if after_marker && !self.pack_since && (times.is_none() || times == self.last) {
             // the frame goes on after its marker
             self.strikes += 1;
             out.counters.marker_lies += 1;
@@ -208,6 +213,12 @@ impl Frames {
             let opens = with_pes || codec.is_some_and(|codec| opens_access_unit(codec, nal));
             let picture = codec.is_some_and(|codec| is_picture(codec, nal));
             if !self.started {
+                if std::mem::take(&mut self.behind_marker) && self.buffer[..begin].iter().any(|byte| *byte != 0) {
+                    // The end of the frame before: where PES are not aligned, markers that follow them cut every frame.
+                    self.strikes = MARKER_STRIKES;
+                    out.counters.marker_lies += 1;
+                    out.gap();
+                }
                 if opens {
                     out.counters.skipped_bytes += begin as u64;
                     self.cut(begin);
@@ -307,7 +318,7 @@ impl Frames {
         self.buffer.clear();
         self.started = false;
         self.restart(None);
-        self.after_marker = false;
+        (self.after_marker, self.behind_marker) = (false, false);
     }
 
     fn emit_all(&mut self, out: &mut Output) {
