@@ -92,6 +92,12 @@ impl Assembler {
         self.pull(now);
     }
 
+    /// The sender sets no markers, and nothing came for longer than within a frame.
+    pub fn pause(&mut self, now: Instant) {
+        self.demux.pause();
+        self.pull(now);
+    }
+
     /// `packets` are missing before what comes next (0: how many is not known).
     pub fn lose(&mut self, packets: u32) {
         self.lost = self.lost.saturating_add(packets);

@@ -337,7 +337,7 @@ impl Intake {
         self.drain(now);
         if !self.marked && !self.flushed && self.last_packet.is_some_and(|t| now >= t + FLUSH) {
             self.flushed = true;
-            self.assembler.end_of_frame(now);
+            self.assembler.pause(now);
         }
         self.assembler.poll(now);
         self.gatherer.flush();

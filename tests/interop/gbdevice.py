@@ -27,11 +27,18 @@ class Run:
 
 
 class Clip:
-    """A PS file with one video stream. pictures: (first, last) packet of each, from the sizes of its access units."""
+    """A PS file with one video stream. pictures: (first, last) packet of each, from the sizes of its access units.
 
-    def __init__(self, path, sizes):
+    group: pictures of a group, where each picture gets a pack of its own, and each key frame the stream's system header and
+    map, as devices do it; for muxers that align PES to pictures and leave that out.
+    """
+
+    def __init__(self, path, sizes, group=0):
         data = path.read_bytes()
         pieces, begins = self.read(data)
+        if group:
+            data = self.packed(data, begins, group)
+            pieces, begins = self.read(data)
         self.runs, self.count = [], 0
         starts = []  # of every packet, in bytes of the file
         for (begin, pts), (end, _) in zip(begins, begins[1:] + [(len(data), 0)]):
@@ -64,11 +71,29 @@ class Clip:
             place += size
         if total != place:
             raise ValueError(f"{path.name}: {total} bytes of video, its pictures have {place}")
+        # Packets that end a picture and hold nothing of the next: muxers that do not align PES to pictures have none.
+        after = [first for first, _ in self.pictures[1:]] + [self.count]
+        self.ends = {last for (_, last), following in zip(self.pictures, after) if following > last}
+
+    @staticmethod
+    def packed(data, begins, group):
+        video = data.index(b"\0\0\1\xe0")
+        head = data[14 + (data[13] & 7):video]
+        out = b""
+        for number, ((begin, pts), (end, _)) in enumerate(zip(begins, begins[1:] + [(len(data), 0)])):
+            while data[begin + 3] < 0xC0 and begin < end:  # its own pack header, system header, map
+                size = 14 + (data[begin + 13] & 7) if data[begin + 3] == 0xBA else 6 + int.from_bytes(data[begin + 4:begin + 6])
+                begin += size
+            end = len(data) - 4 if data[end - 4:end] == b"\0\0\1\xb9" else end
+            clock = pts - 3600 if pts >= 3600 else 0
+            bits = (1 << 46 | (clock >> 30 & 7) << 43 | 1 << 42 | (clock >> 15 & 0x7FFF) << 27 | 1 << 26 | (clock & 0x7FFF) << 11 | 1 << 10 | 1)
+            out += b"\0\0\1\xba" + bits.to_bytes(6, "big") + data[10:13] + b"\xf8" + (head if number % group == 0 else b"") + data[begin:end]
+        return out
 
     @staticmethod
     def read(data):
-        """(offset, size) of every piece of video, and (offset, PTS) of every pack that carries a PTS."""
-        at, pack, pieces, begins = 0, 0, [], []
+        """(offset, size) of every piece of video, and (offset, PTS) of every place where a new PTS comes: a pack, or a PES in it."""
+        at, pack, pieces, begins = 0, None, [], []
         while at + 6 <= len(data):
             code = data[at + 3]
             if data[at:at + 3] != b"\0\0\1":
@@ -83,20 +108,25 @@ class Clip:
                 if code & 0xF0 == 0xE0:
                     head = 9 + data[at + 8]
                     pieces.append((at + head, 6 + size - head))
+                    if pack is None:
+                        pack = at
                     if data[at + 7] >> 7:
                         t = data[at + 9:at + 14]
                         pts = (t[0] >> 1 & 7) << 30 | t[1] << 22 | (t[2] >> 1) << 15 | t[3] << 7 | t[4] >> 1
                         if not begins or begins[-1][1] != pts:
                             begins.append((pack, pts))
+                    pack = None
                 at += 6 + size
         begins[0] = (0, begins[0][1])
         return pieces, begins
 
 
 class Wire:
-    """What becomes of packets on their way. Rates are shares of all; `alien`: one packet of another SSRC after every so many."""
+    """What becomes of packets on their way. Rates are shares of all; `alien`: one packet of another SSRC after every so many;
+    `cut`: markers before every new timestamp, although the picture goes on."""
 
-    def __init__(self, seed=0, drop=0.0, reorder=0.0, duplicate=0.0, alien=0):
+    def __init__(self, seed=0, drop=0.0, reorder=0.0, duplicate=0.0, alien=0, cut=False):
+        self.cut = cut
         self.random, self.drop, self.reorder, self.duplicate, self.alien = random.Random(seed), drop, reorder, duplicate, alien
         self.sent, self.dropped, self.late, self.twice, self.aliens = 0, set(), 0, 0, 0
         self.held, self.highest = [], -1
@@ -335,7 +365,7 @@ class Device:
                 if call.ended.is_set():
                     return
                 for index, payload in enumerate(run.payloads):
-                    marker = 0x80 if index + 1 == len(run.payloads) else 0
+                    marker = 0x80 if number in clip.ends or wire.cut and index + 1 == len(run.payloads) else 0
                     packet = struct.pack(">BBHII", 0x80, marker | 96, (sequence + number) & 0xFFFF, run.pts & 0xFFFFFFFF, ssrc) + payload
                     for packet in wire.pass_on(number, packet, clip.count - 1):
                         if tcp:

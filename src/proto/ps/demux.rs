@@ -292,9 +292,21 @@ impl Demuxer {
     ///
     /// Senders that set the bit in mid-frame are found out and then not listened to.
     pub fn end_of_frame(&mut self) {
-        if matches!(self.state, State::Unbounded(_)) || matches!(self.state, State::Start(_)) && self.held == 0 {
+        if self.is_between() {
             self.frames.marker(&mut self.out);
         }
+    }
+
+    /// The sender sets no markers and has been silent for longer than within a frame: the same, once frames have been seen
+    /// to end where PES do. Those of FFmpeg's muxer do not.
+    pub fn pause(&mut self) {
+        if self.is_between() {
+            self.frames.pause(&mut self.out);
+        }
+    }
+
+    fn is_between(&self) -> bool {
+        matches!(self.state, State::Unbounded(_)) || matches!(self.state, State::Start(_)) && self.held == 0
     }
 
     /// RTP packets are missing before what is pushed next: drops the frame at hand and looks for the next header.
@@ -1138,12 +1150,28 @@ mod tests {
         let Unit::Video { annexb, .. } = &units[0] else { panic!() };
         assert_eq!(annexb, &frames[0][..frames[0].len() - 20], "nobody could know");
         assert_eq!(units[1], Unit::Gap, "what refers to it is of no use");
-        let whole: Vec<_> = units[2..].iter().map(|unit| match unit {
-            Unit::Video { annexb, pts, .. } => (*pts, annexb.to_vec()),
-            other => panic!("{other:?}"),
-        }).collect();
+        let whole: Vec<_> = units[2..]
+            .iter()
+            .map(|unit| match unit {
+                Unit::Video { annexb, pts, .. } => (*pts, annexb.to_vec()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
         let expected: Vec<_> = (1..7).map(|i| (3600 * (i as u64 + 1), frames[i].clone())).collect();
         assert_eq!((whole, demuxer.counters().marker_lies), (expected, 1));
+
+        // Without markers a pause is not taken for one.
+        let (mut demuxer, mut rest, mut units) = (Demuxer::default(), Vec::new(), Vec::new());
+        for (i, frame) in frames.iter().enumerate() {
+            let (now, later) = frame.split_at(frame.len() - 20);
+            let payload = [&rest[..], now].concat();
+            demuxer.push(&[pack(), pes(0xE0, 0, Some(3600 * (i as u64 + 1)), None, &payload)].concat());
+            demuxer.pause();
+            units.extend(pull_all(&mut demuxer));
+            rest = later.to_vec();
+        }
+        assert_eq!((units.len(), demuxer.counters().marker_lies), (7, 0));
+        assert!(units.iter().zip(&frames).all(|(u, f)| matches!(u, Unit::Video { annexb, .. } if annexb == f)));
     }
 
     #[test]

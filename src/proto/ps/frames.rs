@@ -64,6 +64,8 @@ pub(super) struct Frames {
     after_marker: bool,
     /// `buffer` is what came first after such an access unit.
     behind_marker: bool,
+    /// An access unit was seen to end where a PES did.
+    ends_with_pes: bool,
     strikes: u32,
     /// What the stream map says, and what the NAL units prove.
     hint: Option<VideoCodec>,
@@ -87,6 +89,7 @@ impl Frames {
             pack_since: false,
             after_marker: false,
             behind_marker: false,
+            ends_with_pes: false,
             strikes: 0,
             hint: None,
             proven: None,
@@ -230,6 +233,7 @@ impl Frames {
                     self.scanned = code + 3;
                 }
             } else if opens && self.has_picture_before(begin) {
+                self.ends_with_pes = with_pes;
                 let times = self.times;
                 let frame = self.cut(begin);
                 self.emit(frame, times, out);
@@ -300,6 +304,13 @@ impl Frames {
         if complete {
             self.emit_all(out);
             self.after_marker = true;
+        }
+    }
+
+    /// Nothing came for longer than within a frame: as a marker, where frames are known to end with their PES.
+    pub(super) fn pause(&mut self, out: &mut Output) {
+        if !self.scan || self.ends_with_pes {
+            self.marker(out);
         }
     }
 
