@@ -425,6 +425,18 @@ impl Intake {
                 }
                 self.take_burst(burst);
             }
+            Stage::Relay { .. } if burst.bare && self.policy == PlanePolicy::Auto => {
+                // Key frames without a pack would be none to whoever joins later.
+                self.assembler = Assembler::new();
+                self.resyncs = 0;
+                self.stage = Stage::Remux;
+                for (payload, marker) in burst.payloads() {
+                    self.assembler.payload(payload, burst.arrived);
+                    if marker {
+                        self.assembler.end_of_frame(burst.arrived);
+                    }
+                }
+            }
             Stage::Relay { .. } => {
                 if burst.picture {
                     self.last_picture = Some(burst.arrived);

@@ -47,6 +47,8 @@ pub struct Burst {
     pub key: bool,
     /// Begins a picture.
     pub picture: bool,
+    /// Begins a picture that has no pack of its own: a receiver cannot begin with it, key frame or not.
+    pub bare: bool,
     /// The device's timestamp, unwrapped.
     pub ticks: i64,
     /// Packets lost just before it.
@@ -119,6 +121,7 @@ struct Open {
     packets: usize,
     ticks: i64,
     lost: u32,
+    bare: bool,
     look: Option<Peek>,
     arrived: Instant,
 }
@@ -209,6 +212,7 @@ impl Gatherer {
             packets: 0,
             ticks,
             lost,
+            bare: changed && lost == 0 && matches!(payload, [0, 0, 1, 0xE0..=0xEF, ..]),
             look,
             arrived: now,
         });
@@ -243,6 +247,7 @@ impl Gatherer {
             runs: open.runs,
             key,
             picture,
+            bare: open.bare,
             ticks: open.ticks,
             lost: open.lost,
             map,

@@ -122,7 +122,7 @@ class Frame:
 class Stream:
     """What a receiver got, checked: `problems` is empty when all that must hold does.
 
-    relayed: the packs are another maker's and are not looked at; as many packets are missing as `missing` says, and frames
+    relayed: the packs are another maker's and are not looked at; as many packets are missing as `missing` says (None: any), and frames
     that a gap spoils are left out, with those behind them up to the next stream map.
     """
 
@@ -142,7 +142,7 @@ class Stream:
         else:
             for number, frame in enumerate(self.frames):
                 self.read_pack(number, frame)
-        if self.gaps != missing:
+        if missing is not None and self.gaps != missing:
             self.problems.append(f"{self.gaps} packets are missing by their numbers, {missing} were lost before")
         self.problems = self.problems[:5]
 
@@ -172,7 +172,7 @@ class Stream:
             if len(packet) - 12 > 1400:
                 self.problems.append(f"packet {number}: payload of {len(packet) - 12} bytes")
             gap = (sequence - expected) & 0xFFFF if expected is not None else 0
-            if gap and not self.missing:
+            if gap and self.missing == 0:
                 self.problems.append(f"packet {number}: sequence {sequence}, not {expected}")
             if gap:
                 # Of this frame or the one before: without its marker that one is cut, without its pack header this one.

@@ -54,6 +54,7 @@ ABSENT = 26
 # Devices of the round "south". (code, PS, media, plane, wire): each shows the pictures of one file.
 DEVICE_PASSWORD = "Device-Pass-1"
 CLIP_SECONDS, CLIP_RATE, CLIP_GROUP = 6, 25, 25
+LATE_DEVICE = 4.4  # s: between two key frames, and later than a cache would keep the first one
 SIPP_DEVICE = "41130000581180000010"
 DEVICES = [
     ("41130000581180000021", "packed h264", "udp", "auto", {}),
@@ -680,7 +681,7 @@ class South(Round):
         encoders = {
             "h264": ["libx264", "-x264-params", f"bframes=0:keyint={CLIP_GROUP}:min-keyint={CLIP_GROUP}:scenecut=0"],
             "hevc": ["libx265", "-x265-params",
-                     f"bframes=0:keyint={CLIP_GROUP}:min-keyint={CLIP_GROUP}:scenecut=0:open-gop=0:repeat-headers=1:log-level=error"],
+                     f"bframes=0:keyint={CLIP_GROUP}:min-keyint={CLIP_GROUP}:scenecut=0:open-gop=0:repeat-headers=1:frame-threads=1:pools=none:log-level=error"],
         }
         clips = {}
         for codec, encoder in encoders.items():
@@ -870,51 +871,60 @@ class South(Round):
         detail.append(f"{len(items)} items, {len(names)} of them devices' channels")
 
     def play_devices(self):
-        calls = {}
         before = metrics(self.http_text("/metrics"))
-        for number, (code, made, way, _, faults) in enumerate(DEVICES):
+        calls = []  # (row of DEVICES, call, joined late)
+        for number, row in enumerate(DEVICES):
             # Upwards by TCP for half of those whose wire is good.
-            kind, setup = KINDS["tcp passive"] if not faults and number % 2 else KINDS["udp"]
-            name = f"device_{code[-2:]}"
-            calls[code] = self.call_channel(name, "play_tcp" if setup else "play_udp", self.channel(code), kind, setup, made.split()[1],
-                                            seconds=CLIP_SECONDS + 1)
+            calls.append((row, self.call_device(row, "tcp passive" if not row[4] and number % 2 else "udp"), False))
+        time.sleep(LATE_DEVICE)
+        calls += [(row, self.call_device(row, "udp", "_late"), True) for row in DEVICES if row[2] == "udp" and not row[4]]
         deadline = time.monotonic() + CLIP_SECONDS + 15
-        while any(call.process.poll() is None for call in calls.values()) and time.monotonic() < deadline:
+        while any(call.process.poll() is None for _, call, _ in calls) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.3)
-        for call in calls.values():
+        for _, call, _ in calls:
             call.receiver.finish()
         after = metrics(self.http_text("/metrics"))
         log = re.sub(r"\x1b\[[\d;]*m", "", (self.folder / "menshen.out").read_text(errors="replace"))
         counted = {key: value - before.get(key, 0) for key, value in after.items()}
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            rows = pool.map(lambda row: self.judge_device(row, calls[row[0]], counted, log), DEVICES)
-            for what, problems, detail in rows:
+            for what, problems, detail in pool.map(lambda call: self.judge_device(*call, counted, log), calls):
                 self.results.add(self.name, what, problems, detail)
 
-    def judge_device(self, row, call, counted, log):
+    def call_device(self, row, kind, suffix=""):
+        code, made, _, _, _ = row
+        receive, setup = KINDS[kind]
+        seconds = CLIP_SECONDS + 1 - (LATE_DEVICE if suffix else 0)
+        return self.call_channel(f"device_{code[-2:]}{suffix}", "play_tcp" if setup else "play_udp", self.channel(code), receive, setup,
+                                 made.split()[1], seconds=seconds)
+
+    def judge_device(self, row, call, late, counted, log):
         code, made, way, _, faults = row
         found = re.search(rf"device={code} .*?plane=\"?(\w+)", log)
         plane = found[1] if found else "no plane"
         spoilt = " ".join(f"{key} {value:.0%}" if isinstance(value, float) else key for key, value in faults.items())
-        what = f"{made}, {'UDP' if way == 'udp' else 'TCP'} {spoilt}"
+        what = f"{made}, {'UDP' if way == 'udp' else 'TCP'} {'joined late' if late else spoilt}"
         problems, detail = [], []
         try:
-            self.judge_pictures(row, call, plane, problems, detail)
-            self.judge_counts(row, counted, problems, detail)
+            self.judge_pictures(row, call, late, plane, problems, detail)
+            if not late:
+                self.judge_counts(row, counted, problems, detail)
         except Exception as e:  # as in Results.check
             problems.append(f"{type(e).__name__}: {e}")
         return what, problems, f"{plane}: " + "; ".join(detail)
 
-    def judge_pictures(self, row, call, plane, problems, detail):
+    def judge_pictures(self, row, call, late, plane, problems, detail):
         code, made, _, _, _ = row
         clip, sums = self.clips[made]
         wire = self.devices[code].channels[self.channel(code)][2]
         if call.process.poll() != 0:
             problems.append(f"SIPp says {call.process.poll()}:\n{self.tail(call.name)}")
         relayed = plane == "relay"
-        stream = media.Stream(call.receiver, call.ssrc, relayed, len(wire.dropped) if relayed else 0)
+        stream = media.Stream(call.receiver, call.ssrc, relayed, None if late else len(wire.dropped) if relayed else 0)
         problems += stream.problems
+        if wire.cut:
+            # The first marker costs the first picture its end, and so the first group; from then on they count for nothing.
+            del stream.frames[:1]
         file = self.folder / f"{call.name}.ps"
         stream.write(file)
         decoded = self.sums(file)
@@ -925,17 +935,13 @@ class South(Round):
             whole = not hurt and (whole or number % CLIP_GROUP == 0)
             if whole:
                 expected.append(sums[number])
-        if wire.cut:
-            # The first marker costs the first picture its end, and with it the first group; from then on they count for nothing.
-            if decoded not in ([*decoded[:1], *sums[CLIP_GROUP:]], [*decoded[:1], *sums[CLIP_GROUP:-1]]) or decoded[0] in sums:
-                problems.append(f"{len(decoded)} pictures, the first damaged and then those from {CLIP_GROUP} on expected")
-        elif not wire.dropped:
-            # In one piece, and to the end but for the last picture, whose end nothing tells.
+        if not wire.dropped:
+            # In one piece from a key frame on, and to the end but for the last picture, whose end nothing tells.
             at = is_part(decoded, sums)
             if at is None:
                 odd = [n for n, md5 in enumerate(decoded) if md5 not in sums]
                 problems.append(f"{len(decoded)} pictures are not the source's in one piece; not among them: {odd[:10]}")
-            if at != 0 or len(decoded) < len(sums) - 1:
+            elif at + len(decoded) < len(sums) - 1 or at % CLIP_GROUP or at > (125 if late else CLIP_GROUP if wire.cut else 0):
                 problems.append(f"pictures from {at} on, {len(decoded)} of {len(sums)}")
         elif decoded != expected and decoded != expected[:-1]:
             missing = [sums.index(md5) for md5 in expected if md5 not in decoded]
@@ -963,6 +969,7 @@ class South(Round):
             for message in device.requests:
                 method = message.start.split()[0]
                 counts[method] = counts.get(method, 0) + 1
+            # Whoever joins later shares the session that is there.
             methods = [m.start.split()[0] for m in device.requests if m.start.split()[0] in ("INVITE", "ACK", "BYE")]
             if methods != ["INVITE", "ACK", "BYE"]:
                 problems.append(f"{code}: {methods}")

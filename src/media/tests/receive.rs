@@ -887,6 +887,25 @@ mod relay {
         }
     }
 
+    /// GStreamer's muxer gives one picture in a dozen a pack.
+    #[test]
+    fn pictures_without_packs_of_their_own_are_not_relayed() {
+        let (video, audio) = (ClipLibrary::h264(), ClipLibrary::pcma());
+        let mut sent = device(&video, &audio, 0..60, &mut 5);
+        for packet in &mut sent {
+            if packet.bytes[12..].starts_with(&[0, 0, 1, 0xBA]) && packet.bytes[26..].starts_with(&[0, 0, 1, 0xE0]) {
+                packet.bytes.drain(12..26);
+            }
+        }
+        let mut through = Through::new(PlanePolicy::Auto, false, sent);
+        let (udp, u) = through.bed.add_udp();
+        through.bed.start(&udp);
+        through.run(ms(3_000));
+        assert_eq!(through.planes, [(Plane::Relay, "clean"), (Plane::Remux, "again")]);
+        let packets = &through.bed.receivers[u].packets;
+        assert!(packets.iter().any(|(at, _)| *at > packets[0].0 + ms(1_500)), "it goes on");
+    }
+
     #[test]
     fn a_slow_sink_goes_on_with_a_key_frame_and_no_other_notices() {
         let (video, audio) = (ClipLibrary::h264(), ClipLibrary::pcma());

@@ -64,8 +64,8 @@ pub(super) struct Frames {
     after_marker: bool,
     /// `buffer` is what came first after such an access unit.
     behind_marker: bool,
-    /// An access unit was seen to end where a PES did.
-    ends_with_pes: bool,
+    /// Access units were seen to end where PES do; one that did not is enough to know better.
+    ends_with_pes: Option<bool>,
     strikes: u32,
     /// What the stream map says, and what the NAL units prove.
     hint: Option<VideoCodec>,
@@ -89,7 +89,7 @@ impl Frames {
             pack_since: false,
             after_marker: false,
             behind_marker: false,
-            ends_with_pes: false,
+            ends_with_pes: None,
             strikes: 0,
             hint: None,
             proven: None,
@@ -233,7 +233,7 @@ impl Frames {
                     self.scanned = code + 3;
                 }
             } else if opens && self.has_picture_before(begin) {
-                self.ends_with_pes = with_pes;
+                self.ends_with_pes = Some(with_pes && self.ends_with_pes != Some(false));
                 let times = self.times;
                 let frame = self.cut(begin);
                 self.emit(frame, times, out);
@@ -309,7 +309,7 @@ impl Frames {
 
     /// Nothing came for longer than within a frame: as a marker, where frames are known to end with their PES.
     pub(super) fn pause(&mut self, out: &mut Output) {
-        if !self.scan || self.ends_with_pes {
+        if !self.scan || self.ends_with_pes == Some(true) {
             self.marker(out);
         }
     }
