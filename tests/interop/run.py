@@ -900,8 +900,7 @@ class South(Round):
 
     def judge_device(self, row, call, late, counted, log):
         code, made, way, _, faults = row
-        found = re.search(rf"device={code} .*?plane=\"?(\w+)", log)
-        plane = found[1] if found else "no plane"
+        plane = (re.findall(rf"device={code} .*?plane=\"?(\w+)", log) or ["no plane"])[-1]
         spoilt = " ".join(f"{key} {value:.0%}" if isinstance(value, float) else key for key, value in faults.items())
         what = f"{made}, {'UDP' if way == 'udp' else 'TCP'} {'joined late' if late else spoilt}"
         problems, detail = [], []
@@ -922,8 +921,10 @@ class South(Round):
         relayed = plane == "relay"
         stream = media.Stream(call.receiver, call.ssrc, relayed, None if late else len(wire.dropped) if relayed else 0)
         problems += stream.problems
-        if wire.cut:
-            # The first marker costs the first picture its end, and so the first group; from then on they count for nothing.
+        # Two things are found out with the second picture, and cost the first group what is behind its key frame: that markers
+        # cut pictures (the key frame was cut, too), and that pictures have no pack of their own and cannot be relayed.
+        found_out = not late and (wire.cut or made.startswith("gstreamer"))
+        if found_out:
             del stream.frames[:1]
         file = self.folder / f"{call.name}.ps"
         stream.write(file)
@@ -941,7 +942,7 @@ class South(Round):
             if at is None:
                 odd = [n for n, md5 in enumerate(decoded) if md5 not in sums]
                 problems.append(f"{len(decoded)} pictures are not the source's in one piece; not among them: {odd[:10]}")
-            elif at + len(decoded) < len(sums) - 1 or at % CLIP_GROUP or at > (125 if late else CLIP_GROUP if wire.cut else 0):
+            elif at + len(decoded) < len(sums) - 1 or at % CLIP_GROUP or at > (125 if late else CLIP_GROUP if found_out else 0):
                 problems.append(f"pictures from {at} on, {len(decoded)} of {len(sums)}")
         elif decoded != expected and decoded != expected[:-1]:
             missing = [sums.index(md5) for md5 in expected if md5 not in decoded]
