@@ -86,8 +86,9 @@ class Clip:
                 begin += size
             end = len(data) - 4 if data[end - 4:end] == b"\0\0\1\xb9" else end
             clock = pts - 3600 if pts >= 3600 else 0
-            bits = (1 << 46 | (clock >> 30 & 7) << 43 | 1 << 42 | (clock >> 15 & 0x7FFF) << 27 | 1 << 26 | (clock & 0x7FFF) << 11 | 1 << 10 | 1)
-            out += b"\0\0\1\xba" + bits.to_bytes(6, "big") + data[10:13] + b"\xf8" + (head if number % group == 0 else b"") + data[begin:end]
+            bits = 1 << 46 | (clock >> 30 & 7) << 43 | 1 << 42 | (clock >> 15 & 0x7FFF) << 27 | 1 << 26 | (clock & 0x7FFF) << 11 | 1 << 10 | 1
+            out += b"\0\0\1\xba" + bits.to_bytes(6, "big") + data[10:13] + b"\xf8"
+            out += (head if number % group == 0 else b"") + data[begin:end]
         return out
 
     @staticmethod
@@ -123,10 +124,10 @@ class Clip:
 
 class Wire:
     """What becomes of packets on their way. Rates are shares of all; `alien`: one packet of another SSRC after every so many;
-    `cut`: markers before every new timestamp, although the picture goes on."""
+    `cut`: markers before every new timestamp, although the picture goes on; `own`: an SSRC other than the one asked for."""
 
-    def __init__(self, seed=0, drop=0.0, reorder=0.0, duplicate=0.0, alien=0, cut=False):
-        self.cut = cut
+    def __init__(self, seed=0, drop=0.0, reorder=0.0, duplicate=0.0, alien=0, cut=False, own=False):
+        self.cut, self.own = cut, own
         self.random, self.drop, self.reorder, self.duplicate, self.alien = random.Random(seed), drop, reorder, duplicate, alien
         self.sent, self.dropped, self.late, self.twice, self.aliens = 0, set(), 0, 0, 0
         self.held, self.highest = [], -1
@@ -171,7 +172,7 @@ class Call:
 
 
 class Device:
-    """channels: {code: (name, Clip or None, Wire)}."""
+    """channels: {code: (name, Clip, Wire)}."""
 
     def __init__(self, code, password, server_id, server, port, channels=None, charset="GB2312"):
         self.code, self.password, self.server_id, self.server = code, password, server_id, server
@@ -302,7 +303,8 @@ class Device:
         if method == "BYE" and call:
             call.ended.set()
             return self.answer(message, "200 OK")
-        return self.answer(message, "489 Bad Event" if method == "SUBSCRIBE" else "405 Method Not Allowed" if method != "BYE" else "481 No")
+        status = {"SUBSCRIBE": "489 Bad Event", "BYE": "481 Call Does Not Exist"}.get(method, "405 Method Not Allowed")
+        return self.answer(message, status)
 
     def reply(self, root):
         if root.tag != "Query":
@@ -327,38 +329,46 @@ class Device:
         offer = {letter: value for letter, value in lines if letter != "a"}
         attributes = [value for letter, value in lines if letter == "a"]
         m, target = offer["m"].split(), offer["c"].split()[-1]
-        tcp, y = m[2] == "TCP/RTP/AVP", offer["y"]
+        tcp, y, listens = m[2] == "TCP/RTP/AVP", offer["y"], "setup:active" in attributes
         # What the standard wants of an INVITE [GB/T28181-2022 9.2.1, annex G].
         subject = message.header("Subject")
         for wrong, what in ((offer.get("s") != "Play", f"s={offer.get('s')}"), (m[0] != "video" or "96" not in m[3:], f"m={offer['m']}"),
                             (not re.fullmatch(r"0\d{9}", y), f"y={y}"), ("recvonly" not in attributes, f"{attributes}"),
                             ("rtpmap:96 PS/90000" not in attributes, f"{attributes}"),
-                            (tcp and "setup:passive" not in attributes, f"{attributes}"),
+                            (tcp and not {"setup:passive", "setup:active"} & set(attributes), f"{attributes}"),
                             (not subject.startswith(f"{code}:{y},{self.server_id}:"), f"Subject: {subject}"),
                             (self.server_id not in message.header("Contact"), f"Contact: {message.header('Contact')}")):
             if wrong:
                 self.problems.append(f"INVITE: {what}")
         media = socket.socket(socket.AF_INET, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
         media.bind((HOST, 0))
+        if listens:
+            media.listen(1)
         port = media.getsockname()[1]
+        setup = f"a=setup:{'passive' if listens else 'active'}\r\na=connection:new\r\n" if tcp else ""
         body = (f"v=0\r\no={code} 0 0 IN IP4 {HOST}\r\ns=Play\r\nc=IN IP4 {HOST}\r\nt=0 0\r\nm=video {port} {m[2]} 96\r\na=sendonly\r\n"
-                "a=rtpmap:96 PS/90000\r\n" + ("a=setup:active\r\na=connection:new\r\n" if tcp else "") + f"y={y}\r\n").encode()
+                f"a=rtpmap:96 PS/90000\r\n{setup}y={y}\r\n").encode()
         more = [f"Contact: <sip:{code}@{HOST}:{self.port}>", "Content-Type: application/sdp"]
         call = Call(message, self.answer(message, "200 OK", more, body))
         self.calls[message.header("Call-ID")] = call
         _, clip, wire = self.channels[code]
-        threading.Thread(target=self.stream, args=(call, clip, wire, media, (target, int(m[1])), int(y), tcp), daemon=True).start()
+        ssrc = int(y) + 1 if wire.own else int(y)
+        way = (media, None if listens else (target, int(m[1])), tcp)
+        threading.Thread(target=self.stream, args=(call, clip, wire, way, ssrc), daemon=True).start()
         return call.answer
 
-    def stream(self, call, clip, wire, media, target, ssrc, tcp):
+    def stream(self, call, clip, wire, way, ssrc):
+        media, target, tcp = way
         try:
             if not call.acknowledged.wait(5):
                 raise TimeoutError("no ACK")
-            if clip is None:
-                return
             if tcp:
                 media.settimeout(3)
+            if tcp and target:
                 media.connect(target)
+            elif tcp:
+                listener, (media, _) = media, media.accept()
+                listener.close()
             begin, number, sequence = time.monotonic(), 0, (ssrc * 7919) & 0xFFFF  # some of them wrap
             for run in clip.runs:
                 time.sleep(max(0.0, begin + (run.pts - clip.runs[0].pts) / 90000 - time.monotonic()))
@@ -366,7 +376,8 @@ class Device:
                     return
                 for index, payload in enumerate(run.payloads):
                     marker = 0x80 if number in clip.ends or wire.cut and index + 1 == len(run.payloads) else 0
-                    packet = struct.pack(">BBHII", 0x80, marker | 96, (sequence + number) & 0xFFFF, run.pts & 0xFFFFFFFF, ssrc) + payload
+                    head = struct.pack(">BBHII", 0x80, marker | 96, (sequence + number) & 0xFFFF, run.pts & 0xFFFFFFFF, ssrc)
+                    packet = head + payload
                     for packet in wire.pass_on(number, packet, clip.count - 1):
                         if tcp:
                             media.sendall(struct.pack(">H", len(packet)) + packet)

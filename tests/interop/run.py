@@ -54,6 +54,7 @@ ABSENT = 26
 # Devices of the round "south". (code, PS, media, plane, wire): each shows the pictures of one file.
 DEVICE_PASSWORD = "Device-Pass-1"
 CLIP_SECONDS, CLIP_RATE, CLIP_GROUP = 6, 25, 25
+KIND_WORDS = {"udp": "UDP", "auto": "TCP", "tcp_active": "TCP active"}
 LATE_DEVICE = 4.4  # s: between two key frames, and later than a cache would keep the first one
 SIPP_DEVICE = "41130000581180000010"
 DEVICES = [
@@ -66,6 +67,7 @@ DEVICES = [
     ("41130000581180000027", "ffmpeg h264", "auto", "auto", {}),
     ("41130000581180000028", "ffmpeg hevc", "auto", "auto", {}),
     ("41130000581180000029", "ffmpeg h264", "udp", "auto", {"cut": True}),
+    ("41130000581180000030", "packed h264", "tcp_active", "auto", {"own": True}),
     ("41130000581180000031", "packed h264", "udp", "auto", {"drop": 0.01}),
     ("41130000581180000032", "packed h264", "udp", "remux", {"drop": 0.01}),
     ("41130000581180000033", "ffmpeg hevc", "udp", "auto", {"drop": 0.01}),
@@ -678,17 +680,20 @@ class South(Round):
 
     def make_clips(self):
         """{"muxer codec": (Clip, MD5 of each picture as its own decoder shows it)}."""
+        groups = f"bframes=0:keyint={CLIP_GROUP}:min-keyint={CLIP_GROUP}:scenecut=0"
         encoders = {
-            "h264": ["libx264", "-x264-params", f"bframes=0:keyint={CLIP_GROUP}:min-keyint={CLIP_GROUP}:scenecut=0"],
+            "h264": ["libx264", "-x264-params", groups],
             "hevc": ["libx265", "-x265-params",
-                     f"bframes=0:keyint={CLIP_GROUP}:min-keyint={CLIP_GROUP}:scenecut=0:open-gop=0:repeat-headers=1:frame-threads=1:pools=none:log-level=error"],
+                     f"{groups}:open-gop=0:repeat-headers=1:frame-threads=1:pools=none:log-level=error"],
         }
         clips = {}
         for codec, encoder in encoders.items():
             raw = self.folder / f"clip.{codec}"
             # Noise, or pictures would be smaller than a packet and could not be told apart.
-            self.tool("ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i", f"testsrc2=size=640x360:rate={CLIP_RATE},noise=alls=12:allf=t",
-                      "-t", CLIP_SECONDS, "-pix_fmt", "yuv420p", "-c:v", *encoder, "-preset", "ultrafast", "-b:v", "1500k", "-maxrate", "1500k", "-bufsize", "300k", "-f", codec, raw)
+            self.tool("ffmpeg", "-nostdin", "-v", "error", "-f", "lavfi", "-i",
+                      f"testsrc2=size=640x360:rate={CLIP_RATE},noise=alls=12:allf=t", "-t", CLIP_SECONDS, "-pix_fmt", "yuv420p",
+                      "-c:v", *encoder, "-preset", "ultrafast", "-threads", 1, "-b:v", "1500k", "-maxrate", "1500k", "-bufsize", "300k",
+                      "-f", codec, raw)
             sums = self.sums(raw)
             for muxer in ("ffmpeg", "gstreamer"):
                 file = self.folder / f"clip.{muxer}.{codec}.ps"
@@ -698,11 +703,12 @@ class South(Round):
                     # By way of a container, for the times.
                     timed = raw.with_suffix(".mp4")
                     self.tool("ffmpeg", "-nostdin", "-v", "error", "-r", CLIP_RATE, "-i", raw, "-c", "copy", timed)
-                    self.tool("gst-launch-1.0", "-q", "filesrc", f"location={timed}", "!", "qtdemux", "!", "h264parse", "config-interval=-1", "!",
-                              "mpegpsmux", "!", "filesink", f"location={file}")
+                    self.tool("gst-launch-1.0", "-q", "filesrc", f"location={timed}", "!", "qtdemux", "!", "h264parse",
+                              "config-interval=-1", "!", "mpegpsmux", "!", "filesink", f"location={file}")
                 else:
                     continue
-                sizes = self.tool("ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "packet=size", "-of", "csv=p=0", file)
+                sizes = self.tool("ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "packet=size", "-of", "csv=p=0",
+                                  file)
                 sizes = [int(line.strip(",")) for line in sizes.split()]
                 clips[f"{muxer} {codec}"] = (gbdevice.Clip(file, sizes), sums)
                 if muxer == "gstreamer":
@@ -819,12 +825,25 @@ class South(Round):
     def channel(self, code):
         return f"{code[:10]}131{code[13:]}"
 
+    @staticmethod
+    def wire(clip, seed, faults):
+        """A wire that leaves two key frames whole behind its first loss: without any there is nothing to show, rightly."""
+        while True:
+            trial = gbdevice.Wire(seed, **faults)
+            for number in range(clip.count):
+                trial.pass_on(number, bytes(12), clip.count - 1)
+            behind = [picture for picture in clip.pictures[::CLIP_GROUP] if picture[0] > min(trial.dropped, default=-1)]
+            whole = sum(1 for first, last in behind if trial.dropped.isdisjoint(range(first, last + 1)))
+            if whole >= 2:
+                return gbdevice.Wire(seed, **faults)
+            seed += 100
+
     def devices_register(self, problems, detail):
-        for seed, (code, made, _, _, faults) in enumerate(DEVICES, 1):
-            clip, _ = self.clips[made]
+        for code, made, _, _, faults in DEVICES:
+            clip, seed = self.clips[made][0], int(code[-2:])
             channel = self.channel(code)
             self.devices[code] = gbdevice.Device(code, DEVICE_PASSWORD, GATEWAY_ID, (HOST, self.gateway), self.ports.take(),
-                                                 {channel: (f"通道{code[-2:]}", clip, gbdevice.Wire(seed, **faults))})
+                                                 {channel: (f"通道{code[-2:]}", clip, self.wire(clip, seed, faults))})
         for code, device in self.devices.items():
             _, answer = device.register()
             if answer is None or answer.status != 200:
@@ -902,7 +921,7 @@ class South(Round):
         code, made, way, _, faults = row
         plane = (re.findall(rf"device={code} .*?plane=\"?(\w+)", log) or ["no plane"])[-1]
         spoilt = " ".join(f"{key} {value:.0%}" if isinstance(value, float) else key for key, value in faults.items())
-        what = f"{made}, {'UDP' if way == 'udp' else 'TCP'} {'joined late' if late else spoilt}"
+        what = f"{made}, {KIND_WORDS[way]} {'joined late' if late else spoilt}"
         problems, detail = [], []
         try:
             self.judge_pictures(row, call, late, plane, problems, detail)
