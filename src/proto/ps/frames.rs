@@ -119,7 +119,9 @@ impl Frames {
     /// A video PES begins.
     pub(super) fn begin(&mut self, times: Option<Times>, aligned: bool, out: &mut Output) {
         let after_marker = std::mem::take(&mut self.after_marker);
-        self.behind_marker |= after_marker;
+        if self.buffer.is_empty() {
+            self.behind_marker = after_marker;
+        }
         if after_marker && !self.pack_since && (times.is_none() || times == self.last) {
             // the frame goes on after its marker
             self.strikes += 1;
