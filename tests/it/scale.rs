@@ -76,12 +76,10 @@ fn device_id(n: usize) -> String {
 }
 
 fn head(
-    method: &str,
+    (method, n): (&str, u64),
     id: &str,
     to: &str,
-    local: SocketAddr,
-    server: SocketAddr,
-    n: u64,
+    (local, server): (SocketAddr, SocketAddr),
     more: &str,
     body: &str,
 ) -> String {
@@ -108,7 +106,7 @@ async fn serve(
     if register {
         for n in first..first + SHARED {
             let id = device_id(n);
-            let text = head("REGISTER", &id, &id, local, server, 1, "Expires: 86400\r\n", "");
+            let text = head(("REGISTER", 1), &id, &id, (local, server), "Expires: 86400\r\n", "");
             socket.send_to(text.as_bytes(), server).await.unwrap();
         }
     }
@@ -124,8 +122,7 @@ async fn serve(
                     let id = device_id(n);
                     let body = format!("<?xml version=\"1.0\"?>\r\n<Notify><CmdType>Keepalive</CmdType><SN>1</SN>\
                         <DeviceID>{id}</DeviceID><Status>OK</Status></Notify>");
-                    let text = head("MESSAGE", &id, LOCAL, local, server, sequence,
-                        "Content-Type: Application/MANSCDP+xml\r\n", &body);
+                    let text = head(("MESSAGE", sequence), &id, LOCAL, (local, server), "Content-Type: Application/MANSCDP+xml\r\n", &body);
                     socket.send_to(text.as_bytes(), server).await.unwrap();
                 }
                 continue;
@@ -142,19 +139,17 @@ async fn serve(
                         let uri = format!("sip:{LOCAL}@{server}");
                         let answer = DigestClient::new(challenge).answer("REGISTER", &uri, &id, SECRET, "abcd");
                         let more = format!("Authorization: {answer}\r\nExpires: 86400\r\n");
-                        let text = head("REGISTER", &id, &id, local, server, u64::from(cseq.seq) + 1, &more, "");
+                        let text = head(("REGISTER", u64::from(cseq.seq) + 1), &id, &id, (local, server), &more, "");
                         socket.send_to(text.as_bytes(), server).await.unwrap();
                     }
                     ("REGISTER", 200) => swarm.count(&swarm.registered),
                     ("REGISTER", 503) => {
                         // Too fast: once more.
                         let text = head(
-                            "REGISTER",
+                            ("REGISTER", u64::from(cseq.seq) + 10),
                             &id,
                             &id,
-                            local,
-                            server,
-                            u64::from(cseq.seq) + 10,
+                            (local, server),
                             "Expires: 86400\r\n",
                             "",
                         );
@@ -204,12 +199,10 @@ async fn serve(
                 };
                 sequence += 1;
                 let text = head(
-                    "MESSAGE",
+                    ("MESSAGE", 1_000_000 + sequence),
                     &id,
                     LOCAL,
-                    local,
-                    server,
-                    1_000_000 + sequence,
+                    (local, server),
                     "Content-Type: Application/MANSCDP+xml\r\n",
                     &reply,
                 );
