@@ -272,8 +272,12 @@ impl DeviceTable {
         };
         match progress {
             Progress::Full => self.finish_query(now, sn).await,
-            // Those that count wrong are given a moment more.
-            Progress::Waiting | Progress::Counted => self.assembly_timer(now, sn),
+            Progress::Waiting => self.assembly_timer(now, sn),
+            // Those that count wrong are given a moment more, but nobody waits for it.
+            Progress::Counted => {
+                self.slot_overdue(&device, sn).await;
+                self.assembly_timer(now, sn);
+            }
         }
     }
 
