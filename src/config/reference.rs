@@ -24,7 +24,7 @@ fn shipped(name: &str) -> PathBuf {
 }
 
 fn read(path: &Path) -> Loaded {
-    let names = ["PSB", "CAMERA", "CITY", "COUNTY", "NVR"];
+    let names = ["PSB", "CAMERA", "CITY", "COUNTY", "NVR", "NVR2", "CAMERAS", "LOWER"];
     let env: BTreeMap<String, String> =
         names.iter().map(|name| (format!("MENSHEN_{name}_PASSWORD"), "not-a-real-secret".to_owned())).collect();
     load_on(path, &env, &Machine { ephemeral_ports: Some(32768..=60999), ..Machine::default() }, NOW)

@@ -429,7 +429,7 @@ impl Intake {
                 // Key frames without a pack would be none to whoever joins later.
                 self.assembler = Assembler::new();
                 self.resyncs = 0;
-                self.stage = Stage::Remux;
+                self.decide_for_remux("no_key_pack");
                 for (payload, marker) in burst.payloads() {
                     self.assembler.payload(payload, burst.arrived);
                     if marker {

@@ -901,7 +901,7 @@ mod relay {
         let (udp, u) = through.bed.add_udp();
         through.bed.start(&udp);
         through.run(ms(3_000));
-        assert_eq!(through.planes, [(Plane::Relay, "clean"), (Plane::Remux, "again")]);
+        assert_eq!(through.planes, [(Plane::Relay, "clean"), (Plane::Remux, "no_key_pack")]);
         let packets = &through.bed.receivers[u].packets;
         assert!(packets.iter().any(|(at, _)| *at > packets[0].0 + ms(1_500)), "it goes on");
     }
