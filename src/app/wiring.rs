@@ -147,6 +147,8 @@ impl Gateway {
 
         let trace = TraceStore::new(wall.clone());
         let (sip, driver, listeners) = bind_sip(&config, &metrics, &trace, &mut rng)?;
+        // Until platforms and devices are known; first in the driver's queue.
+        sip.hold(true).await;
         let http = std::net::TcpListener::bind(config.http.listen).map_err(|e| {
             StartError::Bind(format!(
                 "cannot bind HTTP {}: {e}: free the port or change http.listen",
@@ -276,6 +278,7 @@ impl Gateway {
         for uplink in gateway.config.uplinks.clone() {
             gateway.put_link(&uplink).await?;
         }
+        gateway.sip.hold(false).await;
         gateway.start_console(http, book_reader, options.commit)?;
         gateway.start_figures();
         Ok(gateway)

@@ -296,16 +296,12 @@ async fn scale_ten_thousand_devices() {
     swarm.until("catalogues", Duration::from_secs(300), |s| s.catalogs.load(Ordering::Relaxed) >= DEVICES).await;
     let listed = began.elapsed();
     let (_, before) = used(daemon.pid());
-    // A minute has 167 keepalives a second; here a hundred are under way at any time, six times round.
+    // A minute has 167 keepalives a second; here a hundred are under way at any time, once round: the answers of half a
+    // minute are kept (RFC 3261 17.2.2), 50,000 at most, and the registrations are among them.
     let keepalives = Instant::now();
-    for round in 1..=6 {
-        orders.send_replace(round);
-        swarm
-            .until("keepalives", Duration::from_secs(60), |s| {
-                s.alive.load(Ordering::Relaxed) + s.rejected.load(Ordering::Relaxed) >= round * DEVICES
-            })
-            .await;
-    }
+    orders.send_replace(1);
+    let all = |s: &Swarm| s.alive.load(Ordering::Relaxed) + s.rejected.load(Ordering::Relaxed) >= DEVICES;
+    swarm.until("keepalives", Duration::from_secs(60), all).await;
     let (rss, after) = used(daemon.pid());
     let answered = swarm.alive.load(Ordering::Relaxed);
     eprintln!(
@@ -319,7 +315,7 @@ async fn scale_ten_thousand_devices() {
         (after - before) as f64 * 1000.0 / answered as f64,
         (after - before) as f64 / answered as f64 * 167.0 / 10.0
     );
-    assert_eq!(answered, 6 * DEVICES);
+    assert_eq!(answered, DEVICES);
     // A restart: what is bound answers its keepalives as if nothing had been.
     daemon.signal("-KILL");
     daemon.exited(SOON).await;
@@ -327,10 +323,10 @@ async fn scale_ten_thousand_devices() {
     let daemon = Daemon::start(&file);
     listens(server).await;
     let serving = again.elapsed();
-    orders.send_replace(7);
+    orders.send_replace(2);
     swarm
         .until("back", Duration::from_secs(60), |s| {
-            s.alive.load(Ordering::Relaxed) + s.rejected.load(Ordering::Relaxed) >= 7 * DEVICES
+            s.alive.load(Ordering::Relaxed) + s.rejected.load(Ordering::Relaxed) >= 2 * DEVICES
         })
         .await;
     let back = swarm.alive.load(Ordering::Relaxed) - answered;

@@ -47,6 +47,7 @@ pub(super) enum Command {
     RemoveUser(UserId, Reply<()>),
     Claim { user: UserId, code: String, ip: IpAddr, conn: Option<ConnId> },
     Unclaim(UserId, String),
+    Hold(bool),
     Request { user: UserId, flow: Flow, via_sent_by: Option<String>, request: Request, reply: Reply<ClientTxId> },
     Ack { user: UserId, flow: Flow, via_sent_by: Option<String>, request: Request, reply: Reply<()> },
     Cancel(ClientTxId, Reply<()>),
@@ -98,6 +99,12 @@ impl SipHandle {
     pub async fn claim(&self, user: &UserId, code: &str, flow: &Flow) {
         let (ip, conn) = (flow.peer.ip(), flow.conn);
         let _ = self.commands.send(Command::Claim { user: user.clone(), code: code.to_owned(), ip, conn }).await;
+    }
+
+    /// While held, what comes from the network waits (in bounded queues and the kernel): at the start nobody is to be
+    /// answered as a stranger before those are known who are none.
+    pub async fn hold(&self, held: bool) {
+        let _ = self.commands.send(Command::Hold(held)).await;
     }
 
     /// Takes a claim back.

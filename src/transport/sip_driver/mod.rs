@@ -104,6 +104,7 @@ pub fn bind(config: SipDriverConfig, rng: StdRng) -> Result<(SipHandle, SipDrive
         client_users: HashMap::new(),
         invite_users: HashMap::new(),
         finished: VecDeque::new(),
+        held: false,
         limiter: RateLimiter::new(limits.request_rate, limits.trusted_factor),
         stranger_options: RateLimiter::new(STRANGER_OPTIONS, 1),
         tag_key: RandomState::new(),
@@ -170,6 +171,8 @@ pub struct SipDriver {
     counters: Arc<DriverCounters>,
     tasks: JoinSet<()>,
     task_roles: HashMap<tokio::task::Id, TaskRole>,
+    /// What comes from the network waits.
+    held: bool,
 }
 
 impl fmt::Debug for SipDriver {
@@ -203,7 +206,7 @@ impl SipDriver {
                     self.input(now, Input::Timeout, None);
                     self.forget_finished(now);
                 }
-                _ = self.net.recv_many(&mut batch, NET_BATCH) => {
+                _ = self.net.recv_many(&mut batch, NET_BATCH), if !self.held => {
                     let now = crate::clock::now();
                     for input in batch.drain(..) {
                         self.net_input(now, input);
@@ -307,6 +310,7 @@ impl SipDriver {
                     conn.known.store(true, std::sync::atomic::Ordering::Relaxed);
                 }
             }
+            Command::Hold(held) => self.held = held,
             Command::Unclaim(user, code) => {
                 if let Some(ip) = self.routes.unclaim(&code, &user).filter(|ip| !self.routes.knows(*ip)) {
                     self.limiter.distrust(ip);
