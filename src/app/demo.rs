@@ -441,11 +441,11 @@ fn device_args(args: SimDeviceArgs) -> Result<DeviceArgs, String> {
     Ok(DeviceArgs { config, length: (args.seconds > 0).then(|| Duration::from_secs(args.seconds)) })
 }
 
-async fn sim_device(args: DeviceArgs) -> Exit {
-    let cancel = CancellationToken::new();
-    let stop = cancel.clone();
-    let mut out = std::io::stdout();
-    let run = run_device(args, &mut out, cancel);
+/// Runs a simulator until it ends, or Ctrl-C stops it in its own good order.
+async fn until_interrupted<E: std::fmt::Display>(
+    run: impl Future<Output = Result<bool, E>>,
+    stop: CancellationToken,
+) -> Exit {
     tokio::pin!(run);
     let result = tokio::select! {
         result = &mut run => result,
@@ -462,6 +462,11 @@ async fn sim_device(args: DeviceArgs) -> Exit {
             Exit::Unavailable
         }
     }
+}
+
+async fn sim_device(args: DeviceArgs) -> Exit {
+    let stop = CancellationToken::new();
+    until_interrupted(run_device(args, &mut std::io::stdout(), stop.clone()), stop).await
 }
 
 async fn sim_camera(listen: SocketAddr, account: Option<(String, String)>) -> Exit {
@@ -484,24 +489,6 @@ async fn sim_camera(listen: SocketAddr, account: Option<(String, String)>) -> Ex
 }
 
 async fn sim_platform(args: PlatformArgs) -> Exit {
-    let cancel = CancellationToken::new();
-    let stop = cancel.clone();
-    let mut out = std::io::stdout();
-    let run = run_platform(args, &mut out, cancel);
-    tokio::pin!(run);
-    let result = tokio::select! {
-        result = &mut run => result,
-        _ = tokio::signal::ctrl_c() => {
-            stop.cancel();
-            run.await
-        }
-    };
-    match result {
-        Ok(true) => Exit::Ok,
-        Ok(false) => Exit::CheckFailed,
-        Err(e) => {
-            complain(e);
-            Exit::Unavailable
-        }
-    }
+    let stop = CancellationToken::new();
+    until_interrupted(run_platform(args, &mut std::io::stdout(), stop.clone()), stop).await
 }

@@ -20,7 +20,7 @@ use crate::proto::sip::message::Transport;
 use crate::southbound::gb28181::{DeviceTable, TableDeps, TableHandle};
 use crate::southbound::rtsp::{Camera, CameraConfig, CameraDeps};
 use crate::store::{Actor, AuditEntry, Location, Outcome, StoreConfig, StoreError, StoreHandle};
-use crate::task::{Policy, Scope, TaskEvent};
+use crate::task::{Scope, TaskEvent};
 use crate::transport::port_pool::{DEFAULT_QUARANTINE, PortPool};
 use crate::transport::sip_driver::{self, Hooks, Limits, Listener, MessageKind, SipDriverConfig, SipHandle, TlsClient};
 use crate::transport::{sockopt, tls};
@@ -157,29 +157,13 @@ impl Gateway {
         })?;
         let http_addr = http.local_addr().map_err(|e| StartError::Internal(e.to_string()))?;
         let sip_scope = root.child("sip");
-        let mut driver = Some(driver);
-        sip_scope.supervise("sip_driver", Policy::Fatal, move |token| {
-            let driver = driver.take();
-            async move {
-                match driver {
-                    Some(driver) => driver.run(token).await.map_err(|e| e.to_string()),
-                    None => Err("the SIP driver cannot be started twice".to_owned()),
-                }
-            }
-        });
+        sip_scope.essential("sip_driver", move |token| driver.run(token));
         let gone = store.gone();
-        let mut gone = Some(Box::pin(gone));
         let store_scope = root.child("store");
-        store_scope.supervise("store", Policy::Fatal, move |token| {
-            let gone = gone.take();
-            async move {
-                match gone {
-                    Some(gone) => tokio::select! {
-                        () = token.cancelled() => Ok(()),
-                        () = gone => Err("the store's thread has ended"),
-                    },
-                    None => Err("the store's thread has ended"),
-                }
+        store_scope.essential("store", async move |token| {
+            tokio::select! {
+                () = token.cancelled() => Ok(()),
+                () = gone => Err("the store's thread has ended"),
             }
         });
 
@@ -226,16 +210,7 @@ impl Gateway {
             wall: wall.clone(),
         };
         let (alarm_task, alarms) = Alarms::new(AlarmConfig::default(), deps);
-        let mut alarm_task = Some(alarm_task);
-        store_scope.supervise("alarms", Policy::Fatal, move |token| {
-            let task = alarm_task.take();
-            async move {
-                match task {
-                    Some(task) => task.run(token).await.map_err(|e| e.to_string()),
-                    None => Err("the alarm service cannot be started twice".to_owned()),
-                }
-            }
-        });
+        store_scope.essential("alarms", move |token| alarm_task.run(token));
 
         let (book, book_reader) = watch::channel(BTreeMap::new());
         let http_scope = root.child("http");
@@ -483,18 +458,9 @@ impl Gateway {
             .await
             .ok_or_else(|| StartError::Internal("the SIP driver has stopped".into()))?;
         let scope = self.camera_scope.child("devices");
-        let mut table = Some(table);
-        scope.supervise("device_table", Policy::Fatal, move |token| {
-            let table = table.take();
-            async move {
-                match table {
-                    Some(table) => {
-                        table.run(token.clone()).await;
-                        if token.is_cancelled() { Ok(()) } else { Err("the SIP driver forgot the devices") }
-                    }
-                    None => Err("the table of devices cannot be started twice"),
-                }
-            }
+        scope.essential("device_table", async move |token| {
+            table.run(token.clone()).await;
+            if token.is_cancelled() { Ok(()) } else { Err("the SIP driver forgot the devices") }
         });
         self.devices.send_replace(Some(handle));
         Ok(())

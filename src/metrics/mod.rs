@@ -47,6 +47,7 @@ pub const NAMES: &[&str] = &[
     "menshen_certificate_expiry_days",
     "menshen_channels",
     "menshen_device_catalog_age_seconds",
+    "menshen_device_dropped_total",
     "menshen_device_keepalive_missed_total",
     "menshen_device_policy_applied_total",
     "menshen_device_register_refused_total",
@@ -256,6 +257,7 @@ struct Inner {
     device_refused: Series<ByDeviceReason, Counter>,
     device_catalog_age: Series<ByDevice, Gauge>,
     device_policies: Series<ByDevicePolicy, Counter>,
+    device_dropped: Series<ByDeviceReason, Counter>,
 
     camera_up: Series<ByChannel, Gauge>,
     camera_fps: Series<ByChannel, FloatGauge>,
@@ -468,6 +470,11 @@ impl Metrics {
                 "Catalogues with something odd that was mended, by rule",
                 Counter::default,
             ),
+            device_dropped: r.series(
+                "menshen_device_dropped",
+                "What a device said or asked for beyond a bound of ours, and was dropped",
+                Counter::default,
+            ),
             camera_up: r.series("menshen_camera_up", "Whether the camera answers", Gauge::default),
             camera_fps: r.series("menshen_camera_fps", "Pictures a second from the camera", FloatGauge::default),
             camera_bitrate: r.series("menshen_camera_bitrate_bps", "Bits a second from the camera", Gauge::default),
@@ -622,6 +629,7 @@ impl Metrics {
         m.device_refused.remove_where(|l| l.device == gone);
         m.device_catalog_age.remove_where(|l| l.device == gone);
         m.device_policies.remove_where(|l| l.device == gone);
+        m.device_dropped.remove_where(|l| l.device == gone);
         self.remove_source(&gone);
     }
 
@@ -647,6 +655,11 @@ impl Metrics {
     /// Something odd in a catalogue was mended.
     pub fn device_policy(&self, class: &ChannelLabel, policy: &'static str) {
         self.0.device_policies.of(&ByDevicePolicy { device: class.clone(), policy }).inc();
+    }
+
+    /// Something of a device was dropped at a bound: `alarms`, `answers`.
+    pub fn device_dropped(&self, class: &ChannelLabel, reason: &'static str) {
+        self.0.device_dropped.of(&ByDeviceReason { device: class.clone(), reason }).inc();
     }
 
     // ---- uplinks
@@ -908,6 +921,7 @@ mod tests {
         m.device_silent(&class);
         m.device_refused(&class, "digest");
         m.device_policy(&class, "zero_sum_num");
+        m.device_dropped(&class, "alarms");
         m.camera_up(&cam, true);
         m.camera_measured(&cam, 25.0, 4_000_000);
         m.camera_clock_offset(&cam, 1.5);

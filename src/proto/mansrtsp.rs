@@ -503,6 +503,7 @@ pub fn reason(status: u16) -> &'static str {
         451 => "Parameter Not Understood",
         454 => "Session Not Found",
         455 => "Method Not Valid in This State",
+        456 => "Header Field Not Valid for Resource",
         457 => "Invalid Range",
         500 => "Internal Server Error",
         501 => "Not Implemented",

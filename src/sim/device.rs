@@ -16,7 +16,6 @@ mod call;
 mod control;
 mod faults;
 mod handle;
-mod playback;
 mod run;
 mod serve;
 mod state;
@@ -27,7 +26,6 @@ mod tests;
 
 pub use faults::{CallFaults, CatalogFaults, Faults, MediaFaults, SubscriptionFaults};
 pub use handle::DeviceHandle;
-pub use playback::{PlaybackAction, PlaybackRequest};
 pub use run::{DeviceArgs, run_device};
 pub use state::{ControlSeen, PlaybackSeen, Snapshot};
 

@@ -39,6 +39,25 @@ enum End {
 }
 
 impl Scope {
+    /// Runs a task the process cannot go on without and that cannot be started a second time: [`Policy::Fatal`].
+    pub fn essential<M, F, E>(&self, name: &'static str, make: M)
+    where
+        M: FnOnce(CancellationToken) -> F + Send + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display + Send + 'static,
+    {
+        let mut make = Some(make);
+        self.supervise(name, Policy::Fatal, move |token| {
+            let work = make.take().map(|make| make(token));
+            async move {
+                match work {
+                    Some(work) => work.await.map_err(|e| e.to_string()),
+                    None => Err("it cannot be started twice".to_owned()),
+                }
+            }
+        });
+    }
+
     /// Runs the future `make` returns, as a task under `policy`; for a restart `make` is called again. The token it
     /// gets is cancelled with the scope.
     ///

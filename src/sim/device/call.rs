@@ -18,13 +18,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::SimChannel;
-use super::playback::{self, PlaybackAction, PlaybackRequest};
 use super::serve::{Pending, Serve, respond};
 use super::state::MANSCDP;
+use super::stream::Place;
 use super::stream::{Ending, Order, Packer, Streaming, Way};
 use crate::clock;
 use crate::proto::gb28181::DeviceId;
 use crate::proto::manscdp::notify::file_finished;
+use crate::proto::mansrtsp::{self, Method, Position};
 use crate::proto::sdp::ssrc::compose;
 use crate::proto::sdp::{Answer, F, MediaOffer, MediaTransport, Payload, SessionKind};
 use crate::proto::sip::dialog::Dialog;
@@ -273,13 +274,18 @@ impl Serve {
         let Some(call) = call else {
             return self.refuse(tx, 481).await;
         };
-        let (Some(asked), Some(length)) = (playback::parse(&request.body), call.length) else {
+        let (Ok(asked), Some(length)) = (mansrtsp::Request::parse(&request.body), call.length) else {
             return self.refuse(tx, 400).await;
         };
         self.shared.playback_seen(call.channel, asked);
         let (reply, told) = oneshot::channel();
-        let ordered = match asked.action {
-            PlaybackAction::Play { scale, from } => {
+        let ordered = match asked.method {
+            Method::Play => {
+                let scale = asked.scale.map(mansrtsp::Scale::factor);
+                let from = match asked.range.map(|range| range.start) {
+                    Some(Position::Npt(ms)) => Some(ms as f64 / 1000.0),
+                    Some(Position::Now) | None => None,
+                };
                 if scale.is_some_and(|scale| !SCALES.contains(&scale)) {
                     return self.playback_answer(tx, 456, asked).await;
                 }
@@ -289,8 +295,8 @@ impl Serve {
                 call.bye_at = None;
                 call.orders.try_send(Order::Play { scale, from, reply })
             }
-            PlaybackAction::Pause => call.orders.try_send(Order::Pause(reply)),
-            PlaybackAction::Teardown => {
+            Method::Pause => call.orders.try_send(Order::Pause(reply)),
+            Method::Teardown => {
                 // The platform's BYE is to follow.
                 call.token.cancel();
                 call.bye_at = Some(clock::now() + BYE_WAIT);
@@ -307,7 +313,7 @@ impl Serve {
         });
     }
 
-    async fn playback_answer(&self, tx: ServerTxId, status: u16, asked: PlaybackRequest) {
+    async fn playback_answer(&self, tx: ServerTxId, status: u16, asked: mansrtsp::Request) {
         respond_playback(&self.sip, tx, status, asked, None).await;
     }
 }
@@ -317,10 +323,15 @@ async fn respond_playback(
     sip: &crate::transport::sip_driver::SipHandle,
     tx: ServerTxId,
     status: u16,
-    asked: PlaybackRequest,
-    place: Option<playback::Position>,
+    asked: mansrtsp::Request,
+    place: Option<Place>,
 ) {
     let mut headers = Headers::new();
     headers.push("Content-Type", MANSRTSP);
-    respond(sip, tx, 200, headers, playback::answer(status, asked.cseq, place).into()).await;
+    let mut answer = mansrtsp::Response::to(&asked, status);
+    if let Some(place) = place {
+        answer.range = Some(mansrtsp::Range::from_ms((place.npt * 1000.0) as u64));
+        answer.rtp_info = Some(mansrtsp::RtpInfo { seq: place.sequence, rtptime: place.timestamp });
+    }
+    respond(sip, tx, 200, headers, answer.to_bytes().into()).await;
 }

@@ -15,10 +15,10 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 
-use super::playback::PlaybackRequest;
 use super::{Faults, MediaFaults, SimChannel, SimDeviceConfig};
 use crate::proto::gb28181::DeviceId;
 use crate::proto::manscdp::DeviceControl;
+use crate::proto::mansrtsp;
 use crate::proto::sip::message::{Flow, Headers, Request};
 
 /// Content-Type of MANSCDP bodies.
@@ -43,7 +43,7 @@ pub struct PlaybackSeen {
     /// The channel played.
     pub channel: DeviceId,
     /// The request.
-    pub request: PlaybackRequest,
+    pub request: mansrtsp::Request,
 }
 
 /// What has happened so far. Counts are since the start.
@@ -193,7 +193,7 @@ impl Shared {
         self.count(|s| s.controls += 1);
     }
 
-    pub fn playback_seen(&self, channel: DeviceId, request: PlaybackRequest) {
+    pub fn playback_seen(&self, channel: DeviceId, request: mansrtsp::Request) {
         remember(&self.playback, PlaybackSeen { channel, request });
         self.count(|s| s.playback_requests += 1);
     }

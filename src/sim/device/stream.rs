@@ -20,7 +20,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::MediaFaults;
-use super::playback::Position;
 use super::state::Shared;
 use crate::clock;
 use crate::proto::codec::{AudioCodec, VideoCodec};
@@ -59,6 +58,17 @@ pub(super) enum Way {
     Listen(TcpListener),
 }
 
+/// Where a stream stands: what an answer to PLAY tells.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Place {
+    /// Sequence number of the next packet.
+    pub sequence: u16,
+    /// Its timestamp.
+    pub timestamp: u32,
+    /// Seconds from the start of the recording.
+    pub npt: f64,
+}
+
 /// What a stream is told.
 #[derive(Debug)]
 pub(super) enum Order {
@@ -69,10 +79,10 @@ pub(super) enum Order {
         /// From this second on.
         from: Option<f64>,
         /// Told where the stream then stands.
-        reply: oneshot::Sender<Position>,
+        reply: oneshot::Sender<Place>,
     },
     /// Send nothing until told.
-    Pause(oneshot::Sender<Position>),
+    Pause(oneshot::Sender<Place>),
     /// The next picture is to be a key picture.
     KeyPicture,
 }
@@ -380,8 +390,8 @@ struct Sender {
 }
 
 impl Sender {
-    fn place(&self) -> Position {
-        Position { sequence: self.sequence, timestamp: self.timestamp, npt: self.packer.npt() }
+    fn place(&self) -> Place {
+        Place { sequence: self.sequence, timestamp: self.timestamp, npt: self.packer.npt() }
     }
 
     fn play(&mut self, scale: Option<f64>, from: Option<f64>) {

@@ -12,6 +12,7 @@ use crate::proto::manscdp::response::read_result;
 use crate::proto::manscdp::{
     CatalogEvent, DeviceControl, Incoming, PtzCommand, Query, QueryKind, Status, parse, query,
 };
+use crate::proto::mansrtsp;
 use crate::proto::sdp::{MediaTransport, SessionKind};
 use crate::proto::sip::message::{Headers, Message, Request, Response};
 use crate::proto::sip::parse::parse_datagram;
@@ -678,8 +679,9 @@ async fn a_playback_pauses_seeks_changes_speed_and_tells_its_end() {
     let verdict = session.wait(LIMIT, "the end", |v| v.frames == paused + 250).await.unwrap();
     assert_eq!((verdict.altered, verdict.timestamps_back, verdict.dts_back, verdict.lost), (0, 0, 0, 0));
     let seen = pair.handle.playback_requests();
-    let scale = PlaybackAction::Play { scale: Some(4.0), from: Some(3590.5) };
-    assert_eq!((seen.len(), seen[3].request), (4, PlaybackRequest { cseq: Some(4), action: scale }));
+    let asked =
+        mansrtsp::Request { scale: mansrtsp::Scale::from_thousandths(4000), ..mansrtsp::Request::seek(4, 3_590_500) };
+    assert_eq!((seen.len(), &seen[3].request), (4, &asked));
 
     // It can be played again from an earlier place, until the platform hangs up.
     assert_eq!(session.info(info("PLAY RTSP/1.0\r\nCSeq: 5\r\nRange: npt=3599-\r\n\r\n"), LIMIT).await, Ok(200));

@@ -185,7 +185,7 @@ impl DeviceTable {
         let Some(d) = self.devices.get_mut(&device) else { return };
         if d.alarms >= MAX_ALARMS {
             // It has not been answered: the device sends it again.
-            return tracing::debug!(%device, "alarms of this device come faster than they can be kept");
+            return self.deps.metrics.device_dropped(&d.label, "alarms");
         }
         d.alarms += 1;
         let channel = d.inventory.place_of(&subject, &device);
@@ -200,7 +200,7 @@ impl DeviceTable {
         let Some(d) = self.devices.get_mut(&device) else { return };
         d.alarms = d.alarms.saturating_sub(1);
         if d.answers >= MAX_ANSWERS {
-            return tracing::debug!(%device, "the device acknowledges nothing: it is answered no more for now");
+            return self.deps.metrics.device_dropped(&d.label, "answers");
         }
         if let Receipt::Refused(why) = &receipt {
             tracing::warn!(%device, channel = %subject, error = %why, "an alarm was not taken: the device sends it again");
