@@ -454,7 +454,8 @@ impl Gateway {
             wall: self.wall.clone(),
             listeners: self.listeners.iter().map(|l| l.local).collect(),
         };
-        let (table, handle) = DeviceTable::new(config, deps, self.rng.random())
+        // Large while it restores what the store knows, and deep inside starting and reloading.
+        let (table, handle) = Box::pin(DeviceTable::new(config, deps, self.rng.random()))
             .await
             .ok_or_else(|| StartError::Internal("the SIP driver has stopped".into()))?;
         let scope = self.camera_scope.child("devices");

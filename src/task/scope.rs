@@ -115,6 +115,8 @@ impl Scope {
         while let Some(ended) = tasks.set.try_join_next_with_id() {
             self.reaped(&mut tasks.names, ended);
         }
+        // Actors are large; every layer from here to the runtime would move one through the starter's stack.
+        let future = Box::pin(future);
         let shared = self.0.shared.clone();
         let span = tracing::info_span!("task", name, scope = self.0.path);
         let task = async move {

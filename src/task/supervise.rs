@@ -46,7 +46,8 @@ impl Scope {
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: Display + Send + 'static,
     {
-        let mut make = Some(make);
+        // What such a task owns is large: boxed, so that it does not lie on the stack of whoever starts it.
+        let mut make = Some(Box::new(make));
         self.supervise(name, Policy::Fatal, move |token| {
             let work = make.take().map(|make| make(token));
             async move {
@@ -72,7 +73,7 @@ impl Scope {
         let shared = self.shared();
         let token = self.token().child_token();
         self.spawn(name, async move {
-            let mut attempt = async || match caught(async { make(token.clone()).await }).await {
+            let mut attempt = async || match caught(async { Box::pin(make(token.clone())).await }).await {
                 Ok(Ok(())) => End::Finished,
                 Ok(Err(error)) => End::Failed(error.to_string()),
                 Err(panic) => {
