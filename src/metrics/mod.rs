@@ -58,6 +58,8 @@ pub const NAMES: &[&str] = &[
     "menshen_media_ports_size",
     "menshen_media_sessions",
     "menshen_ps_resyncs_total",
+    "menshen_registrar_events_total",
+    "menshen_registrar_refused_total",
     "menshen_rtp_alien_ssrc_total",
     "menshen_rtp_bytes_received_total",
     "menshen_rtp_bytes_sent_total",
@@ -201,6 +203,11 @@ struct ByMethod {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByEvent {
+    event: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByReason {
     reason: &'static str,
 }
@@ -258,6 +265,8 @@ struct Inner {
     device_catalog_age: Series<ByDevice, Gauge>,
     device_policies: Series<ByDevicePolicy, Counter>,
     device_dropped: Series<ByDeviceReason, Counter>,
+    registrar_events: Series<ByEvent, Counter>,
+    registrar_refused: Series<ByReason, Counter>,
 
     camera_up: Series<ByChannel, Gauge>,
     camera_fps: Series<ByChannel, FloatGauge>,
@@ -475,6 +484,16 @@ impl Metrics {
                 "What a device said or asked for beyond a bound of ours, and was dropped",
                 Counter::default,
             ),
+            registrar_events: r.series(
+                "menshen_registrar_events",
+                "What happened at the registrar, of devices and strangers alike",
+                Counter::default,
+            ),
+            registrar_refused: r.series(
+                "menshen_registrar_refused",
+                "REGISTERs that were refused, of devices and strangers alike",
+                Counter::default,
+            ),
             camera_up: r.series("menshen_camera_up", "Whether the camera answers", Gauge::default),
             camera_fps: r.series("menshen_camera_fps", "Pictures a second from the camera", FloatGauge::default),
             camera_bitrate: r.series("menshen_camera_bitrate_bps", "Bits a second from the camera", Gauge::default),
@@ -660,6 +679,23 @@ impl Metrics {
     /// Something of a device was dropped at a bound: `alarms`, `answers`.
     pub fn device_dropped(&self, class: &ChannelLabel, reason: &'static str) {
         self.0.device_dropped.of(&ByDeviceReason { device: class.clone(), reason }).inc();
+    }
+
+    /// The registrar's own counts since the start: events, and refusals by reason.
+    pub fn registrar_counted(
+        &self,
+        events: impl IntoIterator<Item = (&'static str, u64)>,
+        refused: impl IntoIterator<Item = (&'static str, u64)>,
+    ) {
+        let raise = |counter: Counter, to: u64| {
+            counter.inc_by(to.saturating_sub(counter.get()));
+        };
+        for (event, count) in events {
+            raise(self.0.registrar_events.of(&ByEvent { event }), count);
+        }
+        for (reason, count) in refused {
+            raise(self.0.registrar_refused.of(&ByReason { reason }), count);
+        }
     }
 
     // ---- uplinks
@@ -922,6 +958,8 @@ mod tests {
         m.device_refused(&class, "digest");
         m.device_policy(&class, "zero_sum_num");
         m.device_dropped(&class, "alarms");
+        m.registrar_counted([("locked_out", 3)], [("wrong_password", 2)]);
+        m.registrar_counted([("locked_out", 4)], [("wrong_password", 2)]);
         m.camera_up(&cam, true);
         m.camera_measured(&cam, 25.0, 4_000_000);
         m.camera_clock_offset(&cam, 1.5);
@@ -972,6 +1010,8 @@ mod tests {
             r#"menshen_task_panics_total{task="link"} 1"#,
             r#"menshen_alarms_received_total{method="video"} 1"#,
             r#"menshen_alarm_outbox_pending{uplink="psb"} 2"#,
+            r#"menshen_registrar_events_total{event="locked_out"} 4"#,
+            r#"menshen_registrar_refused_total{reason="wrong_password"} 2"#,
             r#"menshen_alarm_dropped_total{reason="duplicate"} 2"#,
         ] {
             assert!(has(&text, line), "{line}\n{text}");

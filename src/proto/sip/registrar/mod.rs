@@ -239,6 +239,28 @@ impl RegistrarCounts {
     pub fn refused(&self, reason: Refusal) -> u64 {
         self.refused[reason as usize]
     }
+
+    /// Everything but refusals, by name.
+    pub fn named(&self) -> [(&'static str, u64); 16] {
+        [
+            ("registered", self.registered),
+            ("refreshed", self.refreshed),
+            ("moved", self.moved),
+            ("unregistered", self.unregistered),
+            ("expired", self.expired),
+            ("connection_lost", self.connections_lost),
+            ("removed", self.removed),
+            ("silent", self.silent),
+            ("keepalive_missed", self.keepalives_missed),
+            ("not_registered", self.not_registered),
+            ("wrong_source", self.wrong_source),
+            ("challenged", self.challenges),
+            ("stale_nonce", self.stale),
+            ("replayed_nonce", self.replays),
+            ("locked_out", self.lockouts),
+            ("pending_overflow", self.pending_overflow),
+        ]
+    }
 }
 
 /// How a restore went.
@@ -800,13 +822,6 @@ impl Registrar {
     /// Unknown devices that have tried, at most `MAX_PENDING`, in no order.
     pub fn pending(&self) -> impl Iterator<Item = &PendingDevice> {
         self.pending.iter()
-    }
-
-    /// Takes a device off the list of unknown ones; false when it was not on it.
-    pub fn forget_pending(&mut self, id: &DeviceId) -> bool {
-        let before = self.pending.iter().count();
-        self.pending.retain(|pending| pending.id != *id);
-        self.pending.iter().count() < before
     }
 
     /// How often what has happened since the start.

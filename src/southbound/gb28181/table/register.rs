@@ -6,7 +6,7 @@ use super::*;
 use crate::catalog::ChannelState;
 use crate::proto::gb28181::Version;
 use crate::proto::sip::message::Transport;
-use crate::proto::sip::registrar::{Binding, BindingRecord, Change, KeepaliveVerdict, OfflineReason};
+use crate::proto::sip::registrar::{Binding, BindingRecord, Change, KeepaliveVerdict, OfflineReason, Refusal};
 use crate::store::StoredBinding;
 
 impl DeviceTable {
@@ -390,6 +390,9 @@ impl DeviceTable {
     /// How many stand where, and how old the oldest catalogue is, a class.
     pub(super) fn count_devices(&mut self) {
         self.after(FIGURES, Timer::Figures);
+        let counts = self.registrar.counts();
+        let refused = Refusal::ALL.map(|reason| (reason.as_str(), counts.refused(reason)));
+        self.deps.metrics.registrar_counted(counts.named(), refused);
         let ms = self.now_ms();
         let mut counts: HashMap<&str, ([usize; 3], i64)> = HashMap::new();
         for device in self.devices.values() {
