@@ -174,7 +174,7 @@ pub enum ReceiveEvent {
         /// The device's SSRC.
         ssrc: u32,
     },
-    /// It is over: `no_media`, `stalled`, `no_video`, `unreachable`, `closed`, `not_rtp`, `socket`, `broken`.
+    /// It is over: `no_media`, `stalled`, `no_video`, `unreachable`, `closed`, `socket`, `broken`.
     Ended(SourceFailure),
 }
 

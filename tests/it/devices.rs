@@ -246,3 +246,24 @@ async fn an_alarm_reaches_every_platform_that_may_see_it_and_is_reset_from_there
     assert!(matches!(device.handle().controls()[0].control, DeviceControl::AlarmReset { .. }));
     gateway.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_takes_no_more_is_busy() {
+    let platform = platform().await;
+    let text = [base(30), uplink("psb", &platform, ""), device_section("max_streams = 1")].concat();
+    let gateway = gateway(&text).await;
+    let handle = platform.handle();
+    registered(&handle).await;
+    let device = SimDevice::start(recorder(&gateway, 2)).await.unwrap();
+    shown(&gateway, 2).await;
+    let channels = device.handle().channels();
+    let mut first = handle.invite(&id(LOCAL), &channels[0].id, options(channels[0].clip.clone())).await.unwrap();
+    pictures(&mut first, 5).await;
+    let refused = handle.invite(&id(LOCAL), &channels[1].id, InviteOptions::default()).await.unwrap_err();
+    assert_eq!(refused.status, Some(486));
+    let time = (1_794_960_000, 1_794_967_200);
+    let refused = handle.playback(&id(LOCAL), &channels[1].id, time, MediaTransport::Udp).await.unwrap_err();
+    assert_eq!(refused.status, Some(486));
+    assert_eq!(first.bye().await.verdict.lost, 0);
+    gateway.shutdown().await;
+}

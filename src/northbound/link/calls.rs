@@ -325,7 +325,12 @@ impl Link {
                     }
                     Err(e) => {
                         entry.refusal = e.to_string();
-                        let status = if matches!(e, SubscribeError::Timeout(_)) { 504 } else { 503 };
+                        let status = match &e {
+                            SubscribeError::Timeout(_) => 504,
+                            // The channel's device takes no more, by its own word or by `max_streams`.
+                            SubscribeError::Source(why) if why.reason == "device_busy" => 486,
+                            _ => 503,
+                        };
                         self.feed(key, CallInput::Failed(status)).await;
                     }
                 }
